@@ -1,0 +1,4 @@
+//! narvault: a key management service for Nix binary caches.
+
+#![deny(unsafe_code)]
+
