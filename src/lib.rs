@@ -2,3 +2,5 @@
 
 #![deny(unsafe_code)]
 
+pub mod nix;
+pub mod time;
