@@ -4,3 +4,4 @@
 
 pub mod nix;
 pub mod time;
+pub mod tlog;
