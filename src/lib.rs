@@ -2,6 +2,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod access;
 pub mod nix;
 pub mod time;
 pub mod tlog;
