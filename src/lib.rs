@@ -6,3 +6,4 @@ pub mod access;
 pub mod nix;
 pub mod time;
 pub mod tlog;
+pub mod vault;

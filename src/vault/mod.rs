@@ -1,0 +1,81 @@
+//! The vault: the only code that sees a private key in clear. Sealed rows come in and go out as plain values.
+//!
+//! Never talks to the database, never waits, never reads the clock, and has no function that returns a private key.
+//!
+//! ```text
+//! slot secret (key file | passphrase → Argon2id)              one row for each slot       slots, key_file, passphrase
+//!   └ wraps ROOT   32 random bytes, exists only in memory     vault_slots.wrapped_root    root
+//!       └ wraps KEK v1 … vn                                   vault_keks.wrapped          root
+//!           └ seals Ed25519 seeds: cache, token, log keys     signing_keys.sealed         keys
+//! ```
+//!
+//! Any one slot opens the vault. At each level the secret above is stretched with HKDF-SHA256 (empty salt, info
+//! `narvault/v1/seal`) into the key of an XChaCha20-Poly1305 record ([`seal`]):
+//!
+//! | bytes | 1 | 1 | 4 | 24 | 32 | 16 |
+//! |---|---|---|---|---|---|---|
+//! | what | version = 1 | algorithm = 1 | KEK version, big endian; 0 where ROOT or a KEK is wrapped | nonce | secret | tag |
+//!
+//! The associated data says where the record belongs: `narvault/v1\0`, then each of these as a big-endian `u32`
+//! length and the bytes (numbers as decimal ASCII, absent as length 0):
+//!
+//! | row | cluster | table | row id | key name | version | purpose | cache | public key | KEK | algorithm | kind | parameters |
+//! |---|---|---|---|---|---|---|---|---|---|---|---|---|
+//! | slot | id | `vault_slots` | slot id | – | – | `root` | – | – | 0 | 1 | slot's kind | slot's parameters |
+//! | KEK | id | `vault_keks` | version | – | version | `kek` | – | – | 0 | 1 | | |
+//! | key | id | `signing_keys` | key id | name | version | `cache`, `token`, `log` | id or – | 32 bytes | version | 1 | | |
+//!
+//! Invariants, each with a test:
+//! - A row moved to another place, or one field of which was changed, does not open.
+//! - An opened seed that does not make the public key of its row is a fatal error for that key.
+//! - A wrong passphrase or key file is told by the slot's check value, before anything is unwrapped.
+//! - Cost parameters read from a row are checked against floor and ceiling before any work is done with them.
+//! - What holds a secret prints as `[redacted]`; no error repeats what it could not read.
+//! - ROOT, KEKs and opened seeds lie in locked pages of their own ([`memory`]), wiped when the keyring is locked.
+
+pub mod key_file;
+pub mod keyring;
+pub mod keys;
+pub mod memory;
+pub mod nix_key;
+pub mod passphrase;
+pub mod random;
+pub mod root;
+pub mod seal;
+pub mod slots;
+pub mod token;
+
+#[cfg(test)]
+mod golden;
+
+pub use key_file::KeyFile;
+pub use keyring::Keyring;
+pub use keys::{KeyLabel, OpenKey, Purpose, SealedKey};
+pub use nix_key::NixSecretKey;
+pub use passphrase::{KdfCost, Passphrase};
+pub use root::{KekRow, NewVault, OpenVault};
+pub use seal::Sealed;
+pub use slots::{SlotKind, SlotRow, SlotSecret};
+
+/// Why the vault did not do what was asked of it.
+#[derive(Debug, thiserror::Error)]
+pub enum VaultError {
+    #[error("no page of memory for a secret")]
+    Memory(#[from] memory::MemoryError),
+    #[error("token could not be written")]
+    Mint(#[source] jsonwebtoken::errors::Error),
+    #[error("name of the imported key is not the name of the key row")]
+    OtherName,
+    #[error("the vault is sealed")]
+    Sealed,
+    /// The row was altered, or copied from another place: nothing of it may be used.
+    #[error("row {row_id} of {table} does not open: it was altered, or it belongs elsewhere")]
+    Tampered { table: &'static str, row_id: String },
+    #[error("row {row_id} is sealed with key-encryption key {kek_version}, which this vault does not have")]
+    UnknownKek { row_id: String, kek_version: u32 },
+    /// Fatal for this key: signing with it would make signatures that nobody trusts.
+    #[error("public key in row {row_id} is not the one that its sealed seed makes")]
+    WrongPublicKey { row_id: String },
+    #[error("a {found} key was asked to do the work of a {needed} key")]
+    WrongPurpose { found: Purpose, needed: Purpose },
+}

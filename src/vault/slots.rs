@@ -1,0 +1,278 @@
+//! Slots: each wraps the same ROOT under another secret, and any one of them opens the vault (the LUKS idea).
+//!
+//! Never unwraps before the secret was compared with the slot's check value.
+
+use std::fmt;
+use std::str::FromStr;
+
+use hkdf::Hkdf;
+use sha2::Sha256;
+use subtle::ConstantTimeEq as _;
+
+use super::VaultError;
+use super::key_file::KeyFile;
+use super::memory::LockedBytes;
+use super::passphrase::{DeriveError, ParseParamsError, Passphrase, PassphraseParams};
+use super::seal::{Binding, SealKey, Sealed};
+
+/// A row of `vault_slots`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotRow {
+    pub id: String,
+    pub kind: SlotKind,
+    /// What the slot key is derived with: empty for a key file, a PHC string without hash for a passphrase.
+    pub params: String,
+    pub wrapped_root: Sealed,
+    /// Key check value: tells a wrong secret from a damaged row. It says nothing about the slot key.
+    pub kcv: [u8; 32],
+}
+
+/// What opens a slot. The text stands in the row and in the associated data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlotKind {
+    KeyFile,
+    Passphrase,
+}
+
+impl SlotKind {
+    /// `key-file` or `passphrase`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::KeyFile => "key-file",
+            Self::Passphrase => "passphrase",
+        }
+    }
+}
+
+impl fmt::Display for SlotKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for SlotKind {
+    type Err = UnknownSlotKind;
+
+    fn from_str(text: &str) -> Result<Self, UnknownSlotKind> {
+        [Self::KeyFile, Self::Passphrase]
+            .into_iter()
+            .find(|kind| kind.as_str() == text)
+            .ok_or(UnknownSlotKind)
+    }
+}
+
+/// A slot of a kind that this version does not know.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("slot is of a kind that this version does not know")]
+pub struct UnknownSlotKind;
+
+/// What someone brought to open the vault, or to make a slot with.
+#[derive(Debug)]
+pub enum SlotSecret {
+    KeyFile(KeyFile),
+    Passphrase(Passphrase),
+}
+
+impl SlotSecret {
+    /// Which slots this may open.
+    pub fn kind(&self) -> SlotKind {
+        match self {
+            Self::KeyFile(_) => SlotKind::KeyFile,
+            Self::Passphrase(_) => SlotKind::Passphrase,
+        }
+    }
+
+    /// The slot key by a row's parameters, which are checked first.
+    fn slot_key(&self, params: &str) -> Result<LockedBytes, SlotError> {
+        match self {
+            Self::KeyFile(file) if params.is_empty() => Ok(file.slot_key().map_err(VaultError::from)?),
+            Self::KeyFile(_) => Err(SlotError::Params(ParseParamsError::Shape)),
+            Self::Passphrase(passphrase) => {
+                let params: PassphraseParams = params.parse().map_err(SlotError::Params)?;
+                passphrase.slot_key(&params).map_err(SlotError::Derive)
+            }
+        }
+    }
+
+    fn new_params(&self) -> String {
+        match self {
+            Self::KeyFile(_) => String::new(),
+            Self::Passphrase(passphrase) => passphrase.new_params().to_string(),
+        }
+    }
+}
+
+/// Why one slot did not give ROOT.
+#[derive(Debug, thiserror::Error)]
+pub enum SlotError {
+    #[error("slot key could not be derived")]
+    Derive(#[source] DeriveError),
+    /// The secret is not this slot's: the everyday answer to a mistyped passphrase.
+    #[error("secret is not that of the slot")]
+    OtherSecret,
+    #[error("slot's parameters are refused")]
+    Params(#[source] ParseParamsError),
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+}
+
+impl SlotRow {
+    /// A slot that gives `root` to whoever has `secret`.
+    pub(super) fn wrap(
+        root: &LockedBytes,
+        cluster_id: &str,
+        slot_id: &str,
+        secret: &SlotSecret,
+    ) -> Result<Self, SlotError> {
+        let (kind, params) = (secret.kind(), secret.new_params());
+        let slot_key = secret.slot_key(&params)?;
+        let wrapped_root =
+            SealKey::derive(&slot_key).seal(root, 0, &binding(cluster_id, slot_id, kind, &params));
+        Ok(Self { id: slot_id.to_owned(), kind, params, wrapped_root, kcv: key_check_value(&slot_key) })
+    }
+
+    /// ROOT, if `secret` is this slot's.
+    pub(super) fn unwrap_root(
+        &self,
+        cluster_id: &str,
+        secret: &SlotSecret,
+    ) -> Result<LockedBytes, SlotError> {
+        let slot_key = secret.slot_key(&self.params)?;
+        if !bool::from(key_check_value(&slot_key).ct_eq(&self.kcv)) {
+            return Err(SlotError::OtherSecret);
+        }
+        let binding = binding(cluster_id, &self.id, self.kind, &self.params);
+        Ok(SealKey::derive(&slot_key).open(&self.wrapped_root, &binding)?)
+    }
+}
+
+fn binding<'a>(cluster_id: &'a str, slot_id: &'a str, kind: SlotKind, params: &'a str) -> Binding<'a> {
+    Binding {
+        cluster_id,
+        table: "vault_slots",
+        row_id: slot_id,
+        key_name: None,
+        version: None,
+        purpose: "root",
+        cache_id: None,
+        public_key: None,
+        slot: Some((kind.as_str(), params)),
+    }
+}
+
+/// Expanded under a label of its own, so that a published check value tells nothing of the wrapping key.
+fn key_check_value(slot_key: &LockedBytes) -> [u8; 32] {
+    let mut kcv = [0; 32];
+    Hkdf::<Sha256>::from_prk(slot_key.expose())
+        .expect("32 bytes: as long as a SHA-256")
+        .expand(b"narvault/v1/kcv", &mut kcv)
+        .expect("32 bytes: HKDF-SHA256 makes up to 8160");
+    kcv
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::passphrase::KdfCost;
+    use super::*;
+
+    fn key_file(byte: u8) -> SlotSecret {
+        SlotSecret::KeyFile(KeyFile::of([byte; 32]))
+    }
+
+    fn passphrase(text: &str) -> SlotSecret {
+        SlotSecret::Passphrase(Passphrase::parse(text.as_bytes()).unwrap().with_cost(KdfCost::FLOOR))
+    }
+
+    fn root() -> LockedBytes {
+        LockedBytes::copy_of(&[1; 32]).unwrap()
+    }
+
+    fn wrap(secret: &SlotSecret) -> SlotRow {
+        SlotRow::wrap(&root(), "cluster", "slot-1", secret).unwrap()
+    }
+
+    #[test]
+    fn a_key_file_slot_gives_root_to_its_file_only() {
+        let slot = wrap(&key_file(5));
+
+        assert_eq!(slot.params, "");
+        assert_eq!(slot.unwrap_root("cluster", &key_file(5)).unwrap().expose(), &[1; 32]);
+        assert!(matches!(slot.unwrap_root("cluster", &key_file(6)), Err(SlotError::OtherSecret)));
+    }
+
+    #[test]
+    fn a_passphrase_slot_gives_root_to_its_passphrase_and_tells_a_wrong_one_clearly() {
+        let slot = wrap(&passphrase("correct horse battery"));
+
+        let opened = slot.unwrap_root("cluster", &passphrase("correct horse battery\n")).unwrap();
+        let refused = slot.unwrap_root("cluster", &passphrase("correct horse batterz"));
+
+        assert_eq!(opened.expose(), &[1; 32]);
+        assert!(matches!(refused, Err(SlotError::OtherSecret)));
+    }
+
+    #[test]
+    fn changed_costs_are_refused_before_deriving() {
+        let slot = wrap(&passphrase("correct horse battery"));
+        for (cost, changed) in [("m=65536", "m=8"), ("m=65536", "m=4294967295"), ("t=3", "t=4000000000")] {
+            let slot = SlotRow { params: slot.params.replace(cost, changed), ..slot.clone() };
+
+            let refused = slot.unwrap_root("cluster", &passphrase("correct horse battery"));
+
+            assert!(matches!(refused, Err(SlotError::Params(ParseParamsError::Cost(_)))), "{changed}");
+        }
+    }
+
+    #[test]
+    fn a_weaker_accepted_cost_does_not_open_either() {
+        let slot = wrap(&passphrase("correct horse battery"));
+        let secret = passphrase("correct horse battery");
+        let weaker = SlotRow { params: slot.params.replace("t=3", "t=1"), ..slot };
+
+        let refused = weaker.unwrap_root("cluster", &secret);
+        assert!(matches!(refused, Err(SlotError::OtherSecret)));
+
+        // Even with a check value that agrees, the record is bound to the parameters that it was made with.
+        let kcv = key_check_value(&secret.slot_key(&weaker.params).unwrap());
+        let refused = SlotRow { kcv, ..weaker }.unwrap_root("cluster", &secret);
+        assert!(matches!(refused, Err(SlotError::Vault(VaultError::Tampered { .. }))));
+    }
+
+    #[test]
+    fn a_moved_or_changed_slot_is_told_from_a_wrong_secret() {
+        let slot = wrap(&key_file(5));
+        let other_record = wrap(&key_file(6)).wrapped_root;
+
+        for (changed, row, cluster) in [
+            ("cluster", slot.clone(), "other"),
+            ("row id", SlotRow { id: "slot-2".into(), ..slot.clone() }, "cluster"),
+            ("kind", SlotRow { kind: SlotKind::Passphrase, ..slot.clone() }, "cluster"),
+            ("record", SlotRow { wrapped_root: other_record, ..slot.clone() }, "cluster"),
+        ] {
+            let refused = row.unwrap_root(cluster, &key_file(5));
+
+            assert!(matches!(refused, Err(SlotError::Vault(VaultError::Tampered { .. }))), "{changed}");
+        }
+        let with_params = SlotRow { params: "x".into(), ..slot };
+        assert!(matches!(with_params.unwrap_root("cluster", &key_file(5)), Err(SlotError::Params(_))));
+    }
+
+    #[test]
+    fn kinds_read_back_as_written() {
+        for kind in [SlotKind::KeyFile, SlotKind::Passphrase] {
+            assert_eq!(kind.to_string().parse(), Ok(kind));
+        }
+        for text in ["", "keyfile", "Passphrase", "kms", "shamir"] {
+            assert_eq!(text.parse::<SlotKind>(), Err(UnknownSlotKind), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_secret_prints_nothing_of_its_content() {
+        assert_eq!(format!("{:?}", key_file(65)), "KeyFile(KeyFile([redacted]))");
+        assert_eq!(
+            format!("{:?}", passphrase("correct horse battery")),
+            "Passphrase(Passphrase([redacted]))"
+        );
+    }
+}
