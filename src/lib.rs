@@ -4,6 +4,7 @@
 
 pub mod access;
 pub mod nix;
+pub mod storage;
 pub mod time;
 pub mod tlog;
 pub mod vault;

@@ -1,0 +1,477 @@
+//! Objects as files below one folder, which is thereby a valid `file://` binary cache of each prefix.
+//!
+//! Never shows a file before it is whole and synced: temporary file, fsync, rename, fsync of the folders.
+//! Never follows a symbolic link below the folder, so nothing outside it can be read or written.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::fs::{DirBuilder, File, TryLockError};
+use std::io::{self, SeekFrom, Write as _};
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, BoxStream};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use super::error::{Result, StorageError};
+use super::key::{Folder, OWN_FOLDER, ObjectKey};
+use super::{Entry, Object, check_range};
+
+/// The most memory that one upload takes: the buffer between the caller and the writing thread.
+pub(super) const UPLOAD_MEMORY_BYTES: u64 = CHUNK_BYTES as u64;
+
+/// How much is read or written by one call to the system.
+const CHUNK_BYTES: usize = 256 * 1024;
+
+/// How many objects a listing hands over at a time.
+const PAGE_ENTRIES: usize = 256;
+
+/// Deepest folder that a listing enters: twice the longest key's.
+const DEPTH_MAX: usize = 32;
+
+/// Folders remembered as synced; a cache has a handful, build traces one for each derivation.
+const LASTING_MAX: usize = 4096;
+
+/// Folders here may be entered, and files read, by whoever may enter the root, whose mode is the
+/// administrator's: that one bit decides, as with a served folder.
+const FOLDER_MODE: u32 = 0o755;
+const FILE_MODE: u32 = 0o644;
+/// The root, where this program makes it: private caches lie here too.
+const ROOT_MODE: u32 = 0o750;
+const TEMPORARY_FOLDER_MODE: u32 = 0o700;
+
+/// Which folder objects are kept in.
+#[derive(Clone, Debug)]
+pub struct DiskSettings {
+    /// Made if absent. It may hold other files, which are left alone.
+    pub root: PathBuf,
+}
+
+pub(super) struct Disk {
+    path: PathBuf,
+    root: OwnedFd,
+    temporary: OwnedFd,
+    instance: Uuid,
+    files: AtomicU64,
+    /// Folders whose own names this process has synced, all the way up. Nothing here removes folders.
+    lasting: Mutex<HashSet<String>>,
+}
+
+impl Disk {
+    pub(super) async fn open(settings: DiskSettings, instance: Uuid) -> Result<Arc<Self>> {
+        blocking("open the storage folder", move || {
+            make_root(&settings.root)?;
+            let path = settings.root.canonicalize()?;
+            let root = rustix::fs::open(&path, FOLDER_FLAGS, Mode::empty())?;
+            let own = make_folder(&root, OWN_FOLDER, FOLDER_MODE)?;
+            let temporary = make_folder(&own, "tmp", TEMPORARY_FOLDER_MODE)?;
+            let (files, lasting) = (AtomicU64::new(0), Mutex::default());
+            let disk = Self { path, root, temporary, instance, files, lasting };
+            disk.remove_stale(None)?;
+            Ok(Arc::new(disk))
+        })
+        .await
+    }
+
+    pub(super) async fn put(self: &Arc<Self>, key: &ObjectKey, bytes: Bytes) -> Result<()> {
+        let (disk, name) = (self.clone(), key.to_string());
+        blocking("write a file", move || {
+            let mut temporary = disk.temporary()?;
+            temporary.file.write_all(&bytes)?;
+            temporary.file.sync_all()?;
+            temporary.rename(&name)
+        })
+        .await
+    }
+
+    pub(super) async fn upload(self: &Arc<Self>, key: &ObjectKey) -> Result<DiskUpload> {
+        let (disk, name) = (self.clone(), key.to_string());
+        blocking("begin a file", move || {
+            let temporary = disk.temporary()?;
+            let mut writer = tokio::fs::File::from_std(temporary.file.try_clone()?);
+            writer.set_max_buf_size(CHUNK_BYTES);
+            Ok(DiskUpload { writer, sealed: DiskSealed { temporary, name } })
+        })
+        .await
+    }
+
+    pub(super) async fn get(
+        self: &Arc<Self>,
+        key: &ObjectKey,
+        range: Option<Range<u64>>,
+    ) -> Result<Option<Object>> {
+        const ACTION: &str = "read a file";
+        let (disk, name) = (self.clone(), key.to_string());
+        let Some(file) = blocking(ACTION, move || disk.open_file(&name)).await? else { return Ok(None) };
+        let (file, size_bytes) = file?;
+        if let Some(range) = &range {
+            check_range(range, size_bytes)?;
+        }
+        let range = range.unwrap_or(0..size_bytes);
+
+        let mut file = tokio::fs::File::from_std(file);
+        file.set_max_buf_size(CHUNK_BYTES);
+        if range.start > 0 {
+            file.seek(SeekFrom::Start(range.start))
+                .await
+                .map_err(|source| StorageError::from_io(ACTION, source))?;
+        }
+        let body = stream::try_unfold((file, range.end - range.start), |(mut file, left)| async move {
+            if left == 0 {
+                return Ok(None);
+            }
+            let chunk = left.min(CHUNK_BYTES as u64) as usize;
+            let mut buffer = BytesMut::with_capacity(chunk).limit(chunk);
+            let read =
+                file.read_buf(&mut buffer).await.map_err(|source| StorageError::from_io(ACTION, source))?;
+            if read == 0 {
+                return Err(StorageError::Damaged("the file became shorter while it was read"));
+            }
+            Ok(Some((buffer.into_inner().freeze(), (file, left - read as u64))))
+        });
+        Ok(Some(Object { size_bytes, body: body.boxed() }))
+    }
+
+    pub(super) async fn size(self: &Arc<Self>, key: &ObjectKey) -> Result<Option<u64>> {
+        let (disk, name) = (self.clone(), key.to_string());
+        let found = blocking("look for a file", move || disk.open_file(&name)).await?;
+        found.map(|file| Ok(file?.1)).transpose()
+    }
+
+    pub(super) async fn delete(self: &Arc<Self>, key: &ObjectKey, timeout: Duration) -> Result<()> {
+        const ACTION: &str = "remove a file in time";
+        let (disk, name) = (self.clone(), key.to_string());
+        let deadline = Instant::now() + timeout;
+        let removal = blocking(ACTION, move || {
+            // The thread pool may have been busy until now.
+            if Instant::now() >= deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            disk.remove(&name)
+        });
+        match tokio::time::timeout(timeout, removal).await {
+            Ok(result) => result,
+            Err(_) => Err(StorageError::from_io(ACTION, io::ErrorKind::TimedOut.into())),
+        }
+    }
+
+    pub(super) fn list(self: &Arc<Self>, folder: Folder) -> BoxStream<'static, Result<Entry>> {
+        let (sender, receiver) = mpsc::channel(1);
+        let disk = self.clone();
+        // Ends by itself when the stream is dropped: sending fails.
+        tokio::task::spawn_blocking(move || disk.walk(&folder, &sender));
+        stream::unfold(receiver, |mut receiver| async { Some((receiver.recv().await?, receiver)) })
+            .flat_map(stream::iter)
+            .boxed()
+    }
+
+    pub(super) async fn abort_stale_uploads(self: &Arc<Self>, older_than: SystemTime) -> Result<u64> {
+        let disk = self.clone();
+        blocking("remove stale temporary files", move || disk.remove_stale(Some(older_than))).await
+    }
+}
+
+/// The blocking half: calls to the system, by folder handles and single components.
+impl Disk {
+    /// A new temporary file, locked for as long as its writer lives.
+    fn temporary(self: &Arc<Self>) -> io::Result<Temporary> {
+        loop {
+            let number = self.files.fetch_add(1, Ordering::Relaxed);
+            let name = format!("{}-{number}", self.instance.simple());
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file: File =
+                rustix::fs::openat(&self.temporary, &name, flags, Mode::from_raw_mode(FILE_MODE))?.into();
+            let temporary = Temporary { disk: self.clone(), name, file, renamed: false };
+            let locked = !matches!(temporary.file.try_lock(), Err(TryLockError::WouldBlock));
+            // Another process that sweeps may have met the file before it was locked.
+            if locked && temporary.file.metadata()?.nlink() > 0 {
+                return Ok(temporary);
+            }
+        }
+    }
+
+    fn lasting(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.lasting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens the folders that lead to `name`, outermost first, and says what is left: the file's name.
+    ///
+    /// Missing ones are made if `make`; else there is `None`.
+    fn folders<'a>(&self, name: &'a str, make: bool) -> io::Result<Option<(Vec<OwnedFd>, &'a str)>> {
+        let mut folders = vec![self.root.try_clone()?];
+        let mut components = name.split('/');
+        let file_name = components.next_back().unwrap_or_default();
+        for component in components {
+            let parent = &folders[folders.len() - 1];
+            let folder = match open_folder(parent, component) {
+                Err(Errno::NOENT) if make => make_folder(parent, component, FOLDER_MODE)?,
+                Err(Errno::NOENT) => return Ok(None),
+                opened => opened?,
+            };
+            folders.push(folder);
+        }
+        Ok(Some((folders, file_name)))
+    }
+
+    /// Opens a file with its size. What is not a plain file is an error of the inner kind.
+    fn open_file(&self, name: &str) -> io::Result<Option<Result<(File, u64)>>> {
+        let Some((folders, file_name)) = self.folders(name, false)? else { return Ok(None) };
+        // Without NONBLOCK, opening a named pipe would wait for its writer.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file: File =
+            match rustix::fs::openat(&folders[folders.len() - 1], file_name, flags, Mode::empty()) {
+                Err(Errno::NOENT) => return Ok(None),
+                opened => opened?.into(),
+            };
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Ok(Some(Err(StorageError::Damaged("what stands in its place is not a plain file"))));
+        }
+        Ok(Some(Ok((file, metadata.len()))))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let Some((folders, file_name)) = self.folders(name, false)? else { return Ok(()) };
+        let folder = &folders[folders.len() - 1];
+        match rustix::fs::unlinkat(folder, file_name, AtFlags::empty()) {
+            Ok(()) => Ok(rustix::fs::fsync(folder)?),
+            Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Removes the temporary files that no living process has locked, and says how many.
+    fn remove_stale(&self, older_than: Option<SystemTime>) -> io::Result<u64> {
+        let mut removed = 0;
+        for entry in Dir::read_from(&self.temporary)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let file: File = match rustix::fs::openat(&self.temporary, name, flags, Mode::empty()) {
+                Ok(file) => file.into(),
+                // `.` and `..`, and what another process has just renamed or removed.
+                Err(Errno::NOENT | Errno::ISDIR) => continue,
+                Err(errno) => return Err(errno.into()),
+            };
+            let metadata = file.metadata()?;
+            if older_than.is_some_and(|limit| metadata.modified().is_ok_and(|modified| modified >= limit)) {
+                continue;
+            }
+            if file.try_lock().is_err() {
+                continue;
+            }
+            // Between opening and locking, its writer may have renamed it: then it is an object now.
+            let same = rustix::fs::statat(&self.temporary, name, AtFlags::SYMLINK_NOFOLLOW)
+                .is_ok_and(|stat| stat.st_ino == metadata.ino());
+            if same {
+                rustix::fs::unlinkat(&self.temporary, name, AtFlags::empty())?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Sends every file in `folder`, a page at a time, until nobody listens.
+    fn walk(&self, folder: &Folder, pages: &mpsc::Sender<Vec<Result<Entry>>>) {
+        let mut walk = Walk { folder, pages, page: Vec::new() };
+        let path = folder.path();
+        let result = match self.folders(&path, false) {
+            Ok(Some((mut folders, _))) => {
+                folders.pop().map_or(Ok(true), |deepest| walk.enter(&deepest, &path, 0))
+            }
+            Ok(None) => Ok(true),
+            Err(error) => Err(error),
+        };
+        if let Err(source) = result {
+            walk.page.push(Err(StorageError::from_io("list a folder", source)));
+        }
+        walk.send();
+    }
+}
+
+struct Walk<'a> {
+    folder: &'a Folder,
+    pages: &'a mpsc::Sender<Vec<Result<Entry>>>,
+    page: Vec<Result<Entry>>,
+}
+
+impl Walk<'_> {
+    /// Whether somebody still listens.
+    fn send(&mut self) -> bool {
+        self.page.is_empty() || self.pages.blocking_send(std::mem::take(&mut self.page)).is_ok()
+    }
+
+    fn enter(&mut self, here: &OwnedFd, path: &str, depth: usize) -> io::Result<bool> {
+        for entry in Dir::read_from(here)? {
+            let entry = entry?;
+            let Ok(file_name) = entry.file_name().to_str() else { continue };
+            if matches!(file_name, "." | "..") {
+                continue;
+            }
+            let stat = match rustix::fs::statat(here, file_name, AtFlags::SYMLINK_NOFOLLOW) {
+                Err(Errno::NOENT) => continue,
+                stat => stat?,
+            };
+            let name = format!("{path}{file_name}");
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory if depth < DEPTH_MAX && self.folder.covers(&format!("{name}/")) => {
+                    let inner = match open_folder(here, file_name) {
+                        Err(Errno::NOENT | Errno::NOTDIR) => continue,
+                        inner => inner?,
+                    };
+                    if !self.enter(&inner, &format!("{name}/"), depth + 1)? {
+                        return Ok(false);
+                    }
+                }
+                FileType::RegularFile => {
+                    let since_epoch = Duration::from_secs(u64::try_from(stat.st_mtime).unwrap_or(0));
+                    self.page.push(Ok(Entry {
+                        name,
+                        size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
+                        modified: SystemTime::UNIX_EPOCH + since_epoch,
+                    }));
+                    if self.page.len() >= PAGE_ENTRIES && !self.send() {
+                        return Ok(false);
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(true)
+    }
+}
+
+impl fmt::Display for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "file://{}", self.path.display())
+    }
+}
+
+/// A file that is no object yet. Dropping it removes it.
+struct Temporary {
+    disk: Arc<Disk>,
+    name: String,
+    file: File,
+    renamed: bool,
+}
+
+impl Temporary {
+    /// Makes the synced file the object `name`, and that durable.
+    fn rename(mut self, name: &str) -> io::Result<()> {
+        let (folders, file_name) = self.disk.folders(name, true)?.ok_or(io::ErrorKind::NotFound)?;
+        let folder = &folders[folders.len() - 1];
+        rustix::fs::renameat(&self.disk.temporary, &self.name, folder, file_name)?;
+        self.renamed = true;
+        rustix::fs::fsync(folder)?;
+        // Those above once each: another writer may have made one of them a moment ago and not synced it
+        // yet. Not every time: a flush of the disk takes milliseconds, even where nothing was changed.
+        let folder_name = name.strip_suffix(file_name).unwrap_or(name);
+        if !self.disk.lasting().contains(folder_name) {
+            for folder in folders.iter().rev().skip(1) {
+                rustix::fs::fsync(folder)?;
+            }
+            let mut lasting = self.disk.lasting();
+            if lasting.len() >= LASTING_MAX {
+                lasting.clear();
+            }
+            lasting.insert(folder_name.to_owned());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.renamed {
+            // What cannot be removed now is stale later: its lock ends here.
+            let _ = rustix::fs::unlinkat(&self.disk.temporary, &self.name, AtFlags::empty());
+        }
+    }
+}
+
+pub(super) struct DiskUpload {
+    writer: tokio::fs::File,
+    sealed: DiskSealed,
+}
+
+pub(super) struct DiskSealed {
+    temporary: Temporary,
+    name: String,
+}
+
+impl DiskUpload {
+    pub(super) async fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.writer.write_all(bytes).await.map_err(|source| StorageError::from_io("write a file", source))
+    }
+
+    pub(super) async fn seal(mut self) -> Result<DiskSealed> {
+        let synced = async {
+            self.writer.flush().await?;
+            self.writer.sync_all().await
+        };
+        synced.await.map_err(|source| StorageError::from_io("sync a file", source))?;
+        Ok(self.sealed)
+    }
+}
+
+impl DiskSealed {
+    pub(super) async fn complete(self) -> Result<()> {
+        blocking("name a file", move || self.temporary.rename(&self.name)).await
+    }
+}
+
+const FOLDER_FLAGS: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+fn open_folder(parent: impl AsFd, name: &str) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::openat(parent, name, FOLDER_FLAGS, Mode::empty())
+}
+
+/// Opens a folder, making it if absent. The parent is synced, so that what is written inside can last.
+fn make_folder(parent: &OwnedFd, name: &str, mode: u32) -> rustix::io::Result<OwnedFd> {
+    match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(mode)) {
+        Ok(()) => rustix::fs::fsync(parent)?,
+        Err(Errno::EXIST) => {}
+        Err(errno) => return Err(errno),
+    }
+    open_folder(parent, name)
+}
+
+/// Makes the root and what leads to it, each synced into its parent.
+fn make_root(root: &Path) -> io::Result<()> {
+    if root.is_dir() {
+        return Ok(());
+    }
+    let parent = match root.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    make_root(parent)?;
+    match DirBuilder::new().mode(ROOT_MODE).create(root) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && root.is_dir() => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => File::open(parent)?.sync_all(),
+    }
+}
+
+/// Runs calls to the file system on a thread that may wait for them.
+async fn blocking<T: Send + 'static>(
+    action: &'static str,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(|source| StorageError::from_io(action, source)),
+        Err(ended) => Err(StorageError::Unavailable { action, retryable: false, source: ended.into() }),
+    }
+}
