@@ -1,0 +1,32 @@
+-- The row that every append locks last. `size` is the next index; there are no gaps.
+CREATE TABLE log_state (
+    id BIGINT PRIMARY KEY CHECK (id = 1),
+    size BIGINT NOT NULL
+);
+
+INSERT INTO log_state (id, size) VALUES (1, 0);
+
+CREATE TABLE log_leaves (
+    idx BIGINT PRIMARY KEY,
+    event TEXT NOT NULL,
+    leaf TEXT NOT NULL,
+    -- What the leaf is about, for the way back from a path to its leaves.
+    path_id TEXT
+);
+
+CREATE INDEX log_leaves_by_path ON log_leaves (path_id);
+
+-- What the salted hashes of a leaf stand for; may be erased without breaking the tree.
+CREATE TABLE log_openings (
+    idx BIGINT NOT NULL REFERENCES log_leaves (idx),
+    part TEXT NOT NULL,
+    salt BYTEA NOT NULL,
+    text TEXT NOT NULL,
+    PRIMARY KEY (idx, part)
+);
+
+-- Lists of references that did not fit into a leaf, by the digest that stands there instead. Never deleted.
+CREATE TABLE log_references (
+    digest TEXT PRIMARY KEY,
+    refs TEXT NOT NULL
+);

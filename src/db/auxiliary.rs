@@ -1,0 +1,201 @@
+//! Listings, build logs and debug-info links: small objects that come beside NARs.
+
+use super::{Connection, Result, corrupt};
+use crate::access::{CacheId, ContributorId, TokenId};
+use crate::time::Timestamp;
+
+/// The kinds of auxiliary objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuxiliaryKind {
+    DebugInfo,
+    Listing,
+    Log,
+}
+
+impl AuxiliaryKind {
+    /// The word in the column.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::DebugInfo => "debuginfo",
+            Self::Listing => "listing",
+            Self::Log => "log",
+        }
+    }
+
+    /// Reads what [`AuxiliaryKind::as_str`] gives.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::DebugInfo, Self::Listing, Self::Log].into_iter().find(|kind| kind.as_str() == text)
+    }
+}
+
+/// An object to keep.
+#[derive(Debug)]
+pub struct NewAuxiliary<'a> {
+    pub id: String,
+    pub cache: CacheId,
+    pub kind: AuxiliaryKind,
+    pub name: &'a str,
+    /// What makes it visible: a path's hash, a NAR's file name, nothing.
+    pub subject: &'a str,
+    /// zstd.
+    pub body: &'a [u8],
+    pub contributor: ContributorId,
+    pub token: TokenId,
+    pub now: Timestamp,
+    pub visible: bool,
+}
+
+/// What is known of an object without its body.
+#[derive(Debug, Clone)]
+pub struct AuxiliaryRow {
+    pub id: String,
+    pub contributor_id: String,
+    pub visible: bool,
+}
+
+/// The row of an object.
+pub async fn find(
+    connection: &mut Connection,
+    cache: CacheId,
+    kind: AuxiliaryKind,
+    name: &str,
+) -> Result<Option<AuxiliaryRow>> {
+    let row: Option<(String, String, Option<i64>)> = sqlx::query_as(
+        "SELECT id, contributor_id, visible_at FROM auxiliary \
+         WHERE cache_id = $1 AND kind = $2 AND name = $3",
+    )
+    .bind(cache.to_string())
+    .bind(kind.as_str())
+    .bind(name)
+    .fetch_optional(connection)
+    .await?;
+    Ok(row.map(|(id, contributor_id, visible_at)| AuxiliaryRow {
+        id,
+        contributor_id,
+        visible: visible_at.is_some(),
+    }))
+}
+
+/// Keeps an object, in place of one that stood there unseen, or of the same contributor's log. False: one
+/// that is visible stays.
+pub async fn put(connection: &mut Connection, new: &NewAuxiliary<'_>) -> Result<bool> {
+    let result = sqlx::query(
+        "INSERT INTO auxiliary (id, cache_id, kind, name, subject, body, contributor_id, token_id, \
+         stored_at, visible_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
+         ON CONFLICT (cache_id, kind, name) DO UPDATE SET subject = excluded.subject, \
+         body = excluded.body, contributor_id = excluded.contributor_id, token_id = excluded.token_id, \
+         stored_at = excluded.stored_at, visible_at = excluded.visible_at \
+         WHERE auxiliary.visible_at IS NULL \
+         OR (auxiliary.kind = 'log' AND auxiliary.contributor_id = excluded.contributor_id)",
+    )
+    .bind(&new.id)
+    .bind(new.cache.to_string())
+    .bind(new.kind.as_str())
+    .bind(new.name)
+    .bind(new.subject)
+    .bind(new.body)
+    .bind(new.contributor.to_string())
+    .bind(new.token.to_string())
+    .bind(new.now.0)
+    .bind(new.visible.then_some(new.now.0))
+    .execute(connection)
+    .await?;
+    Ok(result.rows_affected() == 1)
+}
+
+/// The zstd body of a visible object.
+pub async fn visible_body(
+    connection: &mut Connection,
+    cache: CacheId,
+    kind: AuxiliaryKind,
+    name: &str,
+) -> Result<Option<Vec<u8>>> {
+    let row: Option<(Vec<u8>,)> = sqlx::query_as(
+        "SELECT body FROM auxiliary \
+         WHERE cache_id = $1 AND kind = $2 AND name = $3 AND visible_at IS NOT NULL",
+    )
+    .bind(cache.to_string())
+    .bind(kind.as_str())
+    .bind(name)
+    .fetch_optional(connection)
+    .await?;
+    Ok(row.map(|(body,)| body))
+}
+
+/// Makes visible what `contributor` sent for either subject: kind and name of each that became so.
+pub async fn reveal(
+    connection: &mut Connection,
+    cache: CacheId,
+    [(kind, subject), (other_kind, other_subject)]: [(AuxiliaryKind, &str); 2],
+    contributor: ContributorId,
+    now: Timestamp,
+) -> Result<Vec<(AuxiliaryKind, String)>> {
+    let rows: Vec<(String, String)> = sqlx::query_as(
+        "UPDATE auxiliary SET visible_at = $7 WHERE cache_id = $1 \
+         AND ((kind = $2 AND subject = $3) OR (kind = $4 AND subject = $5)) \
+         AND contributor_id = $6 AND visible_at IS NULL RETURNING kind, name",
+    )
+    .bind(cache.to_string())
+    .bind(kind.as_str())
+    .bind(subject)
+    .bind(other_kind.as_str())
+    .bind(other_subject)
+    .bind(contributor.to_string())
+    .bind(now.0)
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter()
+        .map(|(kind, name)| match AuxiliaryKind::parse(&kind) {
+            Some(kind) => Ok((kind, name)),
+            None => Err(corrupt("auxiliary", "kind", &name)),
+        })
+        .collect()
+}
+
+/// Removes what stands for `subject`: the names of what was visible.
+pub async fn remove(
+    connection: &mut Connection,
+    cache: CacheId,
+    kind: AuxiliaryKind,
+    subject: &str,
+) -> Result<Vec<String>> {
+    let rows: Vec<(String, Option<i64>)> = sqlx::query_as(
+        "DELETE FROM auxiliary WHERE cache_id = $1 AND kind = $2 AND subject = $3 \
+         RETURNING name, visible_at",
+    )
+    .bind(cache.to_string())
+    .bind(kind.as_str())
+    .bind(subject)
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().filter(|(_, visible_at)| visible_at.is_some()).map(|(name, _)| name).collect())
+}
+
+/// Drops what was stored before `before` and never became visible. Answers with how many.
+pub async fn drop_unrevealed(connection: &mut Connection, before: Timestamp) -> Result<u64> {
+    let result = sqlx::query("DELETE FROM auxiliary WHERE visible_at IS NULL AND stored_at < $1")
+        .bind(before.0)
+        .execute(connection)
+        .await?;
+    Ok(result.rows_affected())
+}
+
+/// Removes up to `limit` objects of a cache: kind and name of each that was visible, and how many there were.
+pub async fn remove_any(
+    connection: &mut Connection,
+    cache: CacheId,
+    limit: i64,
+) -> Result<(Vec<(AuxiliaryKind, String)>, usize)> {
+    let rows: Vec<(String, String, Option<i64>)> = sqlx::query_as(
+        "DELETE FROM auxiliary WHERE id IN (SELECT id FROM auxiliary WHERE cache_id = $1 LIMIT $2) \
+         RETURNING kind, name, visible_at",
+    )
+    .bind(cache.to_string())
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
+    let count = rows.len();
+    let visible = rows.into_iter().filter(|(_, _, visible_at)| visible_at.is_some());
+    let named = visible.filter_map(|(kind, name, _)| Some((AuxiliaryKind::parse(&kind)?, name)));
+    Ok((named.collect(), count))
+}

@@ -1,0 +1,33 @@
+//! The two places where SQLite and Postgres need different texts: row locks, and a list of hashes as
+//! one parameter. (The gate is the third, in `gate.rs`.)
+
+use super::Connection;
+
+/// Which database a connection speaks to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    Postgres,
+    Sqlite,
+}
+
+impl Dialect {
+    /// The dialect of `connection`.
+    pub fn of(connection: &Connection) -> Self {
+        if connection.backend_name() == "PostgreSQL" { Self::Postgres } else { Self::Sqlite }
+    }
+
+    /// Picks the text of a statement that locks the rows it reads. SQLite's write transaction holds
+    /// the whole database, so it needs (and knows) no row locks.
+    pub fn pick(self, postgres: &'static str, sqlite: &'static str) -> &'static str {
+        match self {
+            Self::Postgres => postgres,
+            Self::Sqlite => sqlite,
+        }
+    }
+}
+
+/// `values` as the one JSON parameter that a list is bound as.
+pub fn json_list<T: AsRef<str>>(values: impl IntoIterator<Item = T>) -> String {
+    let values: Vec<_> = values.into_iter().map(|value| value.as_ref().to_owned()).collect();
+    serde_json::Value::from(values).to_string()
+}

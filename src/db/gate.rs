@@ -1,0 +1,101 @@
+//! The gate: one lock per server that orders signing against revoking.
+//!
+//! Whatever signs, mints, records evidence or stores takes it shared, as the first statement of its
+//! transaction; whatever revokes, withdraws or deletes takes it exclusive. A row read behind the gate
+//! stays true until the commit, so no signature commits after a revocation has answered. Row locks do
+//! not give that on Postgres: a reader that saw "not revoked" may commit after the revoke.
+
+use std::future::Future;
+use std::ops::{Deref, DerefMut};
+
+use sqlx::{Any, Transaction};
+
+use super::dialect::Dialect;
+use super::{Connection, DbError, Result};
+
+/// How a transaction passes the gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// Nobody revokes while this transaction is open.
+    Shared,
+    /// Nobody else signs, mints, stores or revokes while this transaction is open.
+    Exclusive,
+    /// For bookkeeping that no revocation has to wait for: leases, last use, denials.
+    Around,
+}
+
+/// A write transaction. Dropped without [`Tx::commit`], it never happened.
+pub struct Tx {
+    inner: Transaction<'static, Any>,
+}
+
+impl Tx {
+    pub(super) async fn pass(mut inner: Transaction<'static, Any>, gate: Gate) -> Result<Self> {
+        // On SQLite `BEGIN IMMEDIATE` was the gate: there is one writer.
+        if Dialect::of(&inner) == Dialect::Postgres {
+            // Any cannot decode void, hence the CASE.
+            let statement = match gate {
+                Gate::Shared => "SELECT CASE WHEN pg_advisory_xact_lock_shared($1) IS NULL THEN 0 ELSE 1 END",
+                Gate::Exclusive => "SELECT CASE WHEN pg_advisory_xact_lock($1) IS NULL THEN 0 ELSE 1 END",
+                Gate::Around => return Ok(Self { inner }),
+            };
+            sqlx::query(statement).bind(GATE_LOCK_ID).execute(&mut *inner).await?;
+        }
+        Ok(Self { inner })
+    }
+
+    /// Makes it so. An error leaves open whether it happened, as with any database.
+    pub async fn commit(self) -> Result<()> {
+        Ok(self.inner.commit().await?)
+    }
+}
+
+impl Deref for Tx {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.inner
+    }
+}
+
+impl DerefMut for Tx {
+    fn deref_mut(&mut self) -> &mut Connection {
+        &mut self.inner
+    }
+}
+
+/// Errors that may carry a database's wish to run the transaction again.
+pub trait Restartable {
+    /// Whether the same transaction may succeed when it is run again.
+    fn is_restartable(&self) -> bool;
+}
+
+impl Restartable for DbError {
+    fn is_restartable(&self) -> bool {
+        DbError::is_restartable(self)
+    }
+}
+
+/// Runs `transaction` again after a deadlock or a serialization failure, a few times.
+pub async fn restarting<T, E, F>(mut transaction: impl FnMut() -> F) -> std::result::Result<T, E>
+where
+    E: Restartable,
+    F: Future<Output = std::result::Result<T, E>>,
+{
+    let mut tries_left = 4;
+    loop {
+        match transaction().await {
+            Err(error) if error.is_restartable() && tries_left > 0 => {
+                tries_left -= 1;
+                tracing::debug!("transaction restarted");
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Any number, the same for all replicas: "narvault" in ASCII.
+const GATE_LOCK_ID: i64 = i64::from_be_bytes(*b"narvault");
+
+#[cfg(test)]
+mod tests;

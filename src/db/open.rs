@@ -1,0 +1,213 @@
+//! Opening: pools, connection settings, and migrations under a lock.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sqlx::any::{AnyPoolOptions, install_default_drivers};
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::pool::PoolConnection;
+use sqlx::{Any, AnyPool, Connection as _};
+use url::Url;
+
+use super::gate::{Gate, Tx};
+use super::{Connection, Result};
+
+/// Where the database is.
+#[derive(Debug, Clone)]
+pub enum DbSettings {
+    /// One file, made if absent.
+    Sqlite { path: PathBuf },
+    /// `url` carries the password already; it is never printed.
+    Postgres { url: Url, connections_max: u32 },
+}
+
+/// Why the database could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("cannot reach the database")]
+    Connect(#[source] sqlx::Error),
+    #[error("cannot take the migration lock beside {}", path.display())]
+    Lock { path: PathBuf, source: std::io::Error },
+    #[error(
+        "the database was migrated by a newer narvault (migration {version}); run that version or a later one"
+    )]
+    Newer { version: i64 },
+    #[error(
+        "migration {version} differs from what was applied; this binary was built from altered migrations"
+    )]
+    Altered { version: i64 },
+    #[error("a migration failed")]
+    Migrate(#[source] MigrateError),
+    #[error(
+        "Postgres runs with synchronous_commit = {found}, so it may lose what was acknowledged; \
+         set it to `on` for this database or role"
+    )]
+    NotDurable { found: String },
+}
+
+/// The open database. Cheap to clone.
+#[derive(Clone)]
+pub struct Db {
+    writer: AnyPool,
+    reader: AnyPool,
+}
+
+impl Db {
+    /// Connects, migrates, and checks that commits are durable.
+    pub async fn open(settings: &DbSettings) -> std::result::Result<Self, OpenError> {
+        install_default_drivers();
+        match settings {
+            DbSettings::Sqlite { path } => open_sqlite(path).await,
+            DbSettings::Postgres { url, connections_max } => open_postgres(url, *connections_max).await,
+        }
+    }
+
+    /// Begins a write transaction behind the gate.
+    pub async fn begin(&self, gate: Gate) -> Result<Tx> {
+        // Named, not left to the server's default: a snapshot taken before the gate would let a publish that
+        // waited there still see its token live.
+        let statement =
+            if self.is_sqlite() { "BEGIN IMMEDIATE" } else { "BEGIN ISOLATION LEVEL READ COMMITTED" };
+        Tx::pass(self.writer.begin_with(statement).await?, gate).await
+    }
+
+    /// A connection for reading.
+    pub async fn read(&self) -> Result<PoolConnection<Any>> {
+        Ok(self.reader.acquire().await?)
+    }
+
+    /// Whether this is the embedded database.
+    pub fn is_sqlite(&self) -> bool {
+        self.writer.connect_options().database_url.scheme() == "sqlite"
+    }
+
+    /// Answers when the database takes statements.
+    pub async fn ping(&self) -> Result<()> {
+        sqlx::query("SELECT 1").execute(&mut *self.read().await?).await?;
+        Ok(())
+    }
+
+    /// Closes the pools; waits a little for connections that are still out.
+    pub async fn close(&self) {
+        let both = async {
+            self.reader.close().await;
+            self.writer.close().await;
+        };
+        // `Pool::close` waits for ever for a connection that is still held.
+        let _ = tokio::time::timeout(Duration::from_secs(5), both).await;
+    }
+}
+
+async fn open_sqlite(path: &Path) -> std::result::Result<Db, OpenError> {
+    let url = sqlite_url(path, "rwc");
+    // One writer: two would meet as "database is locked", and wait longer in all.
+    let writer = AnyPoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(Duration::from_secs(30))
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .after_connect(|connection, _| Box::pin(set_up_sqlite(connection, false)))
+        .connect(&url)
+        .await
+        .map_err(OpenError::Connect)?;
+    let lock_path = path.with_extension("migrate-lock");
+    let lock = lock_file(&lock_path).await.map_err(|source| OpenError::Lock { path: lock_path, source })?;
+    migrate(&SQLITE, &writer).await?;
+    drop(lock);
+    let reader = AnyPoolOptions::new()
+        .max_connections(SQLITE_READERS)
+        .acquire_timeout(Duration::from_secs(30))
+        .after_connect(|connection, _| Box::pin(set_up_sqlite(connection, true)))
+        .connect(&url)
+        .await
+        .map_err(OpenError::Connect)?;
+    Ok(Db { writer, reader })
+}
+
+async fn open_postgres(url: &Url, connections_max: u32) -> std::result::Result<Db, OpenError> {
+    // A bare connection first: the pool would retry a refused one and then say only "timed out".
+    let probe = async {
+        let mut connection = Connection::connect(url.as_str()).await?;
+        let (durable,): (String,) =
+            sqlx::query_as("SELECT current_setting('synchronous_commit')").fetch_one(&mut connection).await?;
+        connection.close().await?;
+        Ok(durable)
+    };
+    let found = probe.await.map_err(OpenError::Connect)?;
+    if found == "off" {
+        return Err(OpenError::NotDurable { found });
+    }
+    let pool = |connections_max| {
+        AnyPoolOptions::new()
+            .max_connections(connections_max)
+            .acquire_timeout(Duration::from_secs(5))
+            .after_connect(|connection, _| Box::pin(set_up_postgres(connection)))
+            .connect(url.as_str())
+    };
+    // Apart: writers that queue at the gate must not keep readers, and the polls of the epochs, waiting.
+    let readers = (connections_max / 2).max(1);
+    let writer = pool(connections_max.saturating_sub(readers).max(1)).await.map_err(OpenError::Connect)?;
+    migrate(&POSTGRES, &writer).await?;
+    let reader = pool(readers).await.map_err(OpenError::Connect)?;
+    Ok(Db { writer, reader })
+}
+
+/// Runs what is missing. On Postgres the migrator holds an advisory lock meanwhile.
+async fn migrate(migrator: &Migrator, pool: &AnyPool) -> std::result::Result<(), OpenError> {
+    migrator.run(pool).await.map_err(|error| match error {
+        MigrateError::VersionMissing(version) => OpenError::Newer { version },
+        MigrateError::VersionMismatch(version) => OpenError::Altered { version },
+        other => OpenError::Migrate(other),
+    })
+}
+
+async fn set_up_sqlite(connection: &mut Connection, read_only: bool) -> sqlx::Result<()> {
+    for pragma in [
+        "PRAGMA journal_mode = WAL",
+        "PRAGMA synchronous = FULL",
+        "PRAGMA foreign_keys = ON",
+        "PRAGMA busy_timeout = 10000",
+        "PRAGMA temp_store = MEMORY",
+        "PRAGMA cache_size = -16384",
+    ] {
+        sqlx::query(pragma).execute(&mut *connection).await?;
+    }
+    if read_only {
+        sqlx::query("PRAGMA query_only = ON").execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+async fn set_up_postgres(connection: &mut Connection) -> sqlx::Result<()> {
+    // A replica that stalls inside a transaction must not hold the gate for long.
+    sqlx::query("SET idle_in_transaction_session_timeout = '10s'").execute(&mut *connection).await?;
+    sqlx::query("SET lock_timeout = '30s'").execute(connection).await?;
+    Ok(())
+}
+
+/// `mode` is SQLite's: `rwc` makes the file if absent, `rw` does not.
+pub(super) fn sqlite_url(path: &Path, mode: &str) -> String {
+    let encoded = percent_encoding::utf8_percent_encode(&path.to_string_lossy(), PATH_ENCODED).to_string();
+    format!("sqlite://{encoded}?mode={mode}")
+}
+
+/// Waits for the lock file, so that two processes do not migrate one SQLite file at once.
+async fn lock_file(path: &Path) -> std::io::Result<std::fs::File> {
+    let path = path.to_owned();
+    let locked = tokio::task::spawn_blocking(move || {
+        let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+        file.lock()?;
+        Ok(file)
+    });
+    locked.await.unwrap_or_else(|panic| Err(std::io::Error::other(panic)))
+}
+
+/// What would end the path of a URL or change its meaning.
+const PATH_ENCODED: &percent_encoding::AsciiSet =
+    &percent_encoding::CONTROLS.add(b' ').add(b'?').add(b'#').add(b'%').add(b'"').add(b'<').add(b'>');
+
+/// Readers of the embedded database: more only queue on two cores.
+const SQLITE_READERS: u32 = 4;
+
+pub(super) static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
+pub(super) static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");

@@ -1,0 +1,252 @@
+//! Objects that storage does not hold yet as the rows say.
+//!
+//! A row names an object, never its text: whoever holds the lease renders it from the rows as they are
+//! at that moment. A lease that ended by expiry leaves the row to be done once more, after the last
+//! moment at which the stalled holder's write can still land.
+
+use super::dialect::{Dialect, json_list};
+use super::{Connection, Result};
+use crate::access::CacheId;
+use crate::nix::store_path::StorePathHash;
+use crate::time::Timestamp;
+
+/// What is done for a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutboxKind {
+    /// Write or delete a listing, log or debug-info link.
+    Auxiliary,
+    /// Write or delete a cache's `nix-cache-info`.
+    CacheInfo,
+    /// Delete a condemned NAR.
+    Nar,
+    /// Write or delete a narinfo.
+    NarInfo,
+    /// Write or delete a build trace entry.
+    Realisation,
+}
+
+impl OutboxKind {
+    const ALL: [Self; 5] = [Self::Auxiliary, Self::CacheInfo, Self::Nar, Self::NarInfo, Self::Realisation];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Auxiliary => "auxiliary",
+            Self::CacheInfo => "cache-info",
+            Self::Nar => "nar",
+            Self::NarInfo => "narinfo",
+            Self::Realisation => "realisation",
+        }
+    }
+}
+
+/// A leased row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leased {
+    pub object: String,
+    pub kind: OutboxKind,
+    pub cache_id: String,
+    pub subject: String,
+    pub generation: i64,
+    pub attempts: i64,
+    pub lease_until: Timestamp,
+}
+
+/// Who holds leases, for how long, and how long a write of theirs may land after it was given up.
+#[derive(Debug, Clone)]
+pub struct LeaseTerms {
+    pub owner: String,
+    pub lease_millis: i64,
+    pub attempt_millis_max: i64,
+}
+
+/// Asks for an object to be brought in line with the rows. With `terms`, takes the lease for it at once
+/// unless the object waits already: then whoever comes first does it.
+pub async fn enqueue(
+    connection: &mut Connection,
+    object: &str,
+    kind: OutboxKind,
+    cache: CacheId,
+    subject: &str,
+    terms: Option<&LeaseTerms>,
+    now: Timestamp,
+) -> Result<Option<Leased>> {
+    let lease_until = terms.map(|terms| now.plus_millis(terms.lease_millis).0);
+    let row: Row = sqlx::query_as(
+        "INSERT INTO outbox (object, kind, cache_id, subject, generation, not_before, lease_owner, \
+         lease_until, attempts, enqueued_at) VALUES ($1, $2, $3, $4, 1, $5, $6, $7, 0, $5) \
+         ON CONFLICT (object) DO UPDATE SET generation = outbox.generation + 1, \
+         kind = excluded.kind, subject = excluded.subject, not_before = excluded.not_before, attempts = 0 \
+         RETURNING object, kind, cache_id, subject, generation, attempts, lease_until",
+    )
+    .bind(object)
+    .bind(kind.as_str())
+    .bind(cache.to_string())
+    .bind(subject)
+    .bind(now.0)
+    .bind(terms.map(|terms| &terms.owner))
+    .bind(lease_until)
+    .fetch_one(connection)
+    .await?;
+    // A row that stood there keeps its lease, if it had one, and counts on from another generation.
+    Ok(if row.generation == 1 && terms.is_some() { row.read() } else { None })
+}
+
+#[derive(sqlx::FromRow)]
+struct Row {
+    object: String,
+    kind: String,
+    cache_id: String,
+    subject: String,
+    generation: i64,
+    attempts: i64,
+    lease_until: Option<i64>,
+}
+
+impl Row {
+    fn read(self) -> Option<Leased> {
+        let kind = OutboxKind::ALL.into_iter().find(|kind| kind.as_str() == self.kind)?;
+        Some(Leased {
+            object: self.object,
+            kind,
+            cache_id: self.cache_id,
+            subject: self.subject,
+            generation: self.generation,
+            attempts: self.attempts,
+            lease_until: Timestamp(self.lease_until?),
+        })
+    }
+}
+
+/// Leases one named row, if it is due and free.
+pub async fn lease_one(
+    connection: &mut Connection,
+    object: &str,
+    terms: &LeaseTerms,
+    now: Timestamp,
+) -> Result<Option<Leased>> {
+    let row: Option<Row> = sqlx::query_as(
+        "UPDATE outbox SET redo_at = CASE WHEN lease_until IS NOT NULL THEN $4 \
+         WHEN redo_at <= $5 THEN NULL ELSE redo_at END, \
+         lease_owner = $2, lease_until = $3, attempts = attempts + 1 \
+         WHERE object = $1 AND not_before <= $5 AND (lease_until IS NULL OR lease_until < $5) \
+         RETURNING object, kind, cache_id, subject, generation, attempts, lease_until",
+    )
+    .bind(object)
+    .bind(&terms.owner)
+    .bind(now.plus_millis(terms.lease_millis).0)
+    .bind(now.plus_millis(terms.attempt_millis_max).0)
+    .bind(now.0)
+    .fetch_optional(connection)
+    .await?;
+    Ok(row.and_then(Row::read))
+}
+
+/// Objects that are due and free, oldest first.
+pub async fn due(connection: &mut Connection, now: Timestamp, limit: i64) -> Result<Vec<String>> {
+    let rows: Vec<(String,)> = sqlx::query_as(
+        "SELECT object FROM outbox WHERE not_before <= $1 AND (lease_until IS NULL OR lease_until < $1) \
+         ORDER BY not_before ASC, enqueued_at ASC LIMIT $2",
+    )
+    .bind(now.0)
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().map(|(object,)| object).collect())
+}
+
+/// Clears the rows that were done, unless they were asked for again meanwhile, or a stalled earlier
+/// holder may still write: those are freed, and due again at once or after that moment.
+pub async fn finish(
+    connection: &mut Connection,
+    done: &[Leased],
+    terms: &LeaseTerms,
+    now: Timestamp,
+) -> Result<()> {
+    for leased in done {
+        let result = sqlx::query(
+            "DELETE FROM outbox WHERE object = $1 AND generation = $2 AND lease_owner = $3 \
+             AND lease_until = $4 AND redo_at IS NULL",
+        )
+        .bind(&leased.object)
+        .bind(leased.generation)
+        .bind(&terms.owner)
+        .bind(leased.lease_until.0)
+        .execute(&mut *connection)
+        .await?;
+        if result.rows_affected() == 0 {
+            // The repetition stays noted until it is leased: a wish in between must not end it.
+            sqlx::query(
+                "UPDATE outbox SET lease_owner = NULL, lease_until = NULL, attempts = 0, \
+                 not_before = CASE WHEN generation = $2 THEN COALESCE(redo_at, $5) ELSE not_before END \
+                 WHERE object = $1 AND lease_owner = $3 AND lease_until = $4",
+            )
+            .bind(&leased.object)
+            .bind(leased.generation)
+            .bind(&terms.owner)
+            .bind(leased.lease_until.0)
+            .bind(now.0)
+            .execute(&mut *connection)
+            .await?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives a lease back: the object is due again at `not_before`. `landing_until`: a write that was given
+/// up may land until then, so the object is done once more after.
+pub async fn give_back(
+    connection: &mut Connection,
+    leased: &Leased,
+    terms: &LeaseTerms,
+    not_before: Timestamp,
+    landing_until: Option<Timestamp>,
+) -> Result<()> {
+    sqlx::query(
+        "UPDATE outbox SET lease_owner = NULL, lease_until = NULL, redo_at = COALESCE($6, redo_at), \
+         not_before = CASE WHEN generation = $4 THEN $5 ELSE not_before END \
+         WHERE object = $1 AND lease_owner = $2 AND lease_until = $3",
+    )
+    .bind(&leased.object)
+    .bind(&terms.owner)
+    .bind(leased.lease_until.0)
+    .bind(leased.generation)
+    .bind(not_before.0)
+    .bind(landing_until.map(|until| until.0))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The narinfos of these paths that still wait in this cache, as objects.
+pub async fn waiting_narinfos(
+    connection: &mut Connection,
+    cache_id: &str,
+    hashes: impl IntoIterator<Item = StorePathHash>,
+) -> Result<Vec<String>> {
+    let statement = Dialect::of(connection).pick(
+        "SELECT object FROM outbox WHERE kind = 'narinfo' AND cache_id = $1 \
+         AND subject IN (SELECT json_array_elements_text($2::json))",
+        "SELECT object FROM outbox WHERE kind = 'narinfo' AND cache_id = $1 \
+         AND subject IN (SELECT value FROM json_each($2))",
+    );
+    let hashes = json_list(hashes.into_iter().map(|hash| hash.to_string()));
+    let rows: Vec<(String,)> =
+        sqlx::query_as(statement).bind(cache_id).bind(hashes).fetch_all(connection).await?;
+    Ok(rows.into_iter().map(|(object,)| object).collect())
+}
+
+/// Whether an object waits, leased or not.
+pub async fn waits(connection: &mut Connection, object: &str) -> Result<bool> {
+    let row: Option<(String,)> = sqlx::query_as("SELECT object FROM outbox WHERE object = $1")
+        .bind(object)
+        .fetch_optional(connection)
+        .await?;
+    Ok(row.is_some())
+}
+
+/// How many objects wait, and since when the oldest does.
+pub async fn backlog(connection: &mut Connection) -> Result<(i64, Option<Timestamp>)> {
+    let (count, oldest): (i64, Option<i64>) =
+        sqlx::query_as("SELECT COUNT(*), MIN(enqueued_at) FROM outbox").fetch_one(connection).await?;
+    Ok((count, oldest.map(Timestamp)))
+}

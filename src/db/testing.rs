@@ -1,0 +1,258 @@
+//! Databases for tests: a SQLite file always, and a Postgres database of its own for each test where
+//! `NARVAULT_TEST_POSTGRES` names a server on which databases may be made.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use tempfile::TempDir;
+use url::Url;
+
+use super::caches::{self, CacheRow, UndeclaredReferences, Upstream, UpstreamPaths};
+use super::contributors::{self, ContributorKind, ContributorRow};
+use super::paths::{self, NewClaim};
+use super::signing_keys::{self, KeyRow, KeyState};
+use super::tokens::{self, NewToken};
+use super::{Connection, Db, DbSettings};
+use crate::access::{CacheId, ContributorId, TokenId};
+use crate::nix::claim::Claim;
+use crate::nix::compression::{Compression, NarExtension, NarFileName};
+use crate::nix::hash::{FileHash, NarHash, Sha256Digest};
+use crate::nix::signature::PublicKey;
+use crate::nix::store_path::StorePath;
+use crate::time::Timestamp;
+use crate::vault::{KeyLabel, Purpose, Sealed, SealedKey};
+
+/// The present moment of these tests.
+pub const NOON: Timestamp = Timestamp(1_795_353_000_000);
+
+/// A public key that is a point of the curve.
+pub const PUBLIC_KEY: &str = "6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
+
+/// An empty, migrated database.
+pub struct TestDb {
+    pub db: Db,
+    pub settings: DbSettings,
+    /// Room for files beside it.
+    pub folder: TempDir,
+    made: Option<(Url, String)>,
+}
+
+impl TestDb {
+    pub async fn sqlite() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = DbSettings::Sqlite { path: folder.path().join("narvault.db") };
+        Self { db: Db::open(&settings).await.unwrap(), settings, folder, made: None }
+    }
+
+    /// `None` where no Postgres is at hand.
+    pub async fn postgres() -> Option<Self> {
+        let server = postgres_url()?;
+        let name = format!("narvault_test_{}", uuid::Uuid::now_v7().simple());
+        sqlx::any::install_default_drivers();
+        execute(&server, &format!("CREATE DATABASE {name}")).await;
+        let mut url = server.clone();
+        url.set_path(&name);
+        let settings = DbSettings::Postgres { url, connections_max: 40 };
+        let db = Db::open(&settings).await.unwrap();
+        Some(Self { db, settings, folder: tempfile::tempdir().unwrap(), made: Some((server, name)) })
+    }
+
+    /// Removes the database. One that a failed test leaves behind is for looking at.
+    pub async fn finish(self) {
+        self.db.close().await;
+        if let Some((server, name)) = self.made {
+            execute(&server, &format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).await;
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "tests have no configuration; this is their one setting")]
+fn postgres_url() -> Option<Url> {
+    std::env::var("NARVAULT_TEST_POSTGRES").ok().map(|url| url.parse().unwrap())
+}
+
+async fn execute(server: &Url, statement: &str) {
+    use sqlx::Connection as _;
+    let mut connection = Connection::connect(server.as_str()).await.unwrap();
+    // The name in it was made here.
+    sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+}
+
+/// Runs each test on SQLite, and on Postgres where one is at hand.
+macro_rules! on_each_database {
+    ($($(#[$attribute:meta])* async fn $name:ident($db:ident: &TestDb) $body:block)*) => {
+        $(mod $name {
+            use super::*;
+
+            async fn check($db: &TestDb) $body
+
+            $(#[$attribute])*
+            #[tokio::test]
+            async fn on_sqlite() {
+                let db = TestDb::sqlite().await;
+                check(&db).await;
+                db.finish().await;
+            }
+
+            $(#[$attribute])*
+            #[tokio::test]
+            async fn on_postgres() {
+                if let Some(db) = TestDb::postgres().await {
+                    check(&db).await;
+                    db.finish().await;
+                }
+            }
+        })*
+    };
+}
+pub(crate) use on_each_database;
+
+/// What makes an id of [`NOON`] another one than those before; later ones sort later.
+pub fn unique() -> [u8; 10] {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let mut bytes = [0; 10];
+    bytes[6..].copy_from_slice(&NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes());
+    bytes
+}
+
+/// A contributor's row.
+pub async fn contributor(connection: &mut Connection, name: &str) -> ContributorRow {
+    let row = ContributorRow {
+        id: ContributorId::new(NOON, unique()),
+        name: name.parse().unwrap(),
+        kind: ContributorKind::Ci,
+        group: None,
+        suspended_at: None,
+        created_at: NOON,
+    };
+    contributors::insert(connection, &row).await.unwrap();
+    row
+}
+
+/// A key's row; its seed is none.
+pub async fn key(
+    connection: &mut Connection,
+    purpose: Purpose,
+    cache: Option<CacheId>,
+    name: &str,
+    state: KeyState,
+) -> KeyRow {
+    let public_key: PublicKey = format!("{name}:{PUBLIC_KEY}").parse().unwrap();
+    let mut sealed = [7; 78];
+    sealed[..6].copy_from_slice(&[1, 1, 0, 0, 0, 1]);
+    let label = KeyLabel {
+        id: TokenId::new(NOON, unique()).to_string(),
+        name: name.to_owned(),
+        version: 1,
+        purpose,
+        cache_id: cache.map(|id| id.to_string()),
+    };
+    let row = KeyRow {
+        key: SealedKey { label, public_key: *public_key.bytes(), sealed: Sealed::parse(&sealed).unwrap() },
+        public_key,
+        state,
+        imported: false,
+        created_at: NOON,
+    };
+    signing_keys::insert(connection, &row).await.unwrap();
+    row
+}
+
+/// A token's row, good for an hour.
+pub async fn token(
+    connection: &mut Connection,
+    contributor: ContributorId,
+    key: &KeyRow,
+    issued_by: Option<TokenId>,
+) -> TokenId {
+    let id = TokenId::new(NOON, unique());
+    let new = NewToken {
+        id,
+        contributor,
+        scopes: &"push:main".parse().unwrap(),
+        issued_by,
+        key_id: &key.key.label.id,
+        note: None,
+        created_at: NOON,
+        expires_at: NOON.plus_seconds(3600),
+        renewable_until: None,
+    };
+    tokens::insert(connection, &new).await.unwrap();
+    id
+}
+
+/// A cache's row.
+pub async fn cache(connection: &mut Connection, name: &str) -> CacheRow {
+    let upstream = |url: &str, key: &str| Upstream {
+        url: url.to_owned(),
+        public_keys: vec![format!("{key}:{PUBLIC_KEY}").parse().unwrap()],
+    };
+    let row = CacheRow {
+        id: CacheId::new(NOON, unique()),
+        name: name.parse().unwrap(),
+        public: true,
+        priority: 41,
+        prefix: name.to_owned(),
+        upstream_paths: UpstreamPaths::Store,
+        undeclared_references: UndeclaredReferences::Record,
+        upstreams: vec![upstream("https://b.example", "b-1"), upstream("https://a.example", "a-1")],
+        created_at: NOON,
+    };
+    caches::insert(connection, &row).await.unwrap();
+    row
+}
+
+/// Writes to a token's row as somebody with the database in hand could.
+pub async fn overwrite_token(connection: &mut Connection, id: TokenId, column: &str, value: &str) {
+    let statement = match column {
+        "scopes" => "UPDATE tokens SET scopes = $2 WHERE id = $1",
+        "contributor_id" => "UPDATE tokens SET contributor_id = $2 WHERE id = $1",
+        other => panic!("no statement for {other}"),
+    };
+    sqlx::query(statement).bind(id.to_string()).bind(value).execute(connection).await.unwrap();
+}
+
+/// Takes the audit table away.
+pub async fn remove_audit(connection: &mut Connection) {
+    sqlx::query("ALTER TABLE audit RENAME TO audit_gone").execute(connection).await.unwrap();
+}
+
+/// A published path of a cache: `number` tells them apart, `file_size` is that of its file.
+pub async fn published_path(
+    connection: &mut Connection,
+    cache: CacheId,
+    number: u64,
+    file_size: u64,
+) -> String {
+    let digest = Sha256Digest::of(&number.to_be_bytes());
+    let base_name = format!("{}-path-{number}", &digest.base32()[..32]);
+    let claim = Claim {
+        path: StorePath::from_base_name(&base_name).unwrap(),
+        nar_hash: NarHash(digest),
+        nar_size: 1000,
+        references: BTreeSet::new(),
+    };
+    let new_id = || TokenId::new(NOON, unique()).to_string();
+    let (path_id, claim_id) = (new_id(), new_id());
+    assert!(
+        paths::insert(connection, &path_id, cache, claim.path.hash(), &claim_id, NOON).await.unwrap(),
+        "path {number} is there already"
+    );
+    let new = NewClaim {
+        id: claim_id.clone(),
+        path_id,
+        claim: &claim,
+        claim_sha256: claim.sha256(),
+        file: NarFileName { hash: FileHash(digest), extension: NarExtension::Xz },
+        compression: Compression::Xz,
+        file_size,
+        deriver: None,
+        ca: None,
+        ca_dropped: None,
+        undeclared_refs: "",
+        unfound_refs: "",
+        now: NOON,
+    };
+    paths::insert_claim(connection, &new).await.unwrap()
+}
