@@ -5,6 +5,7 @@
 pub mod access;
 pub mod db;
 pub mod nix;
+pub mod service;
 pub mod storage;
 pub mod time;
 pub mod tlog;

@@ -1,0 +1,78 @@
+//! The sweeper: NARs that no narinfo names, auxiliary objects that never became visible, uploads that
+//! nobody will finish.
+//!
+//! Condemning takes the gate exclusive, in small batches; deleting is the outbox's work.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::release::Release;
+use super::{Result, Service};
+use crate::db::{Gate, auxiliary, caches, measured};
+use crate::storage::CacheObject;
+
+impl Service {
+    /// Sweeps now and then until `stop`.
+    pub(super) async fn sweeper(self, stop: CancellationToken) {
+        loop {
+            if let Err(error) = self.sweep().await {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "sweeping failed; it is tried again"
+                );
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(SWEEP_PAUSE) => {}
+            }
+        }
+    }
+
+    /// One round: how many NARs it condemned.
+    pub async fn sweep(&self) -> Result<u64> {
+        let now = self.inner.clock.now();
+        let unpublished_before = now.plus_millis(-millis(self.inner.limits.unpublished_max));
+        let arriving_before = now.plus_millis(-millis(ARRIVING_MAX));
+        let mut condemned = 0;
+        loop {
+            let mut tx = self.inner.db.begin(Gate::Exclusive).await?;
+            let unclaimed = measured::unclaimed(&mut tx, unpublished_before, arriving_before, BATCH).await?;
+            for nar in &unclaimed {
+                measured::doom(&mut tx, &nar.id).await?;
+                let cache = caches::by_id_even_deleted(&mut tx, nar.cache).await?;
+                Release::by_worker(&cache, now).object(&mut tx, CacheObject::Nar(nar.file)).await?;
+            }
+            tx.commit().await?;
+            condemned += unclaimed.len() as u64;
+            if unclaimed.len() < BATCH as usize {
+                break;
+            }
+        }
+        let mut tx = self.inner.db.begin(Gate::Shared).await?;
+        let dropped = auxiliary::drop_unrevealed(&mut tx, unpublished_before).await?;
+        tx.commit().await?;
+        let age_millis = u64::try_from(now.plus_millis(-millis(UPLOAD_AGE_MAX)).0).unwrap_or(0);
+        let older_than = std::time::UNIX_EPOCH + Duration::from_millis(age_millis);
+        let aborted = self.inner.storage.abort_stale_uploads(older_than).await?;
+        if condemned + dropped + aborted > 0 {
+            tracing::info!(condemned, dropped, aborted, "swept");
+        }
+        Ok(condemned)
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// At most so many rows under one exclusive gate.
+const BATCH: i64 = 200;
+
+const SWEEP_PAUSE: Duration = Duration::from_secs(600);
+
+/// Between the two rows of an upload there is one write to storage, of minutes at most.
+const ARRIVING_MAX: Duration = Duration::from_secs(3600);
+
+/// No upload that goes on is older: 64 GiB at 1 MiB/s take 18 hours.
+const UPLOAD_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
