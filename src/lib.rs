@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 
 pub mod access;
+pub mod api;
 pub mod db;
 pub mod nix;
 pub mod service;

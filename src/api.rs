@@ -1,0 +1,590 @@
+//! The JSON of `/api/v1`: request and answer bodies, shared by server and client.
+//!
+//! Never holds behaviour. Unknown fields of requests are refused; answers may grow fields. Times are
+//! RFC 3339 in UTC, sizes are bytes, hashes are spelled as Nix spells them.
+
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+/// An error: RFC 9457 `application/problem+json`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Problem {
+    /// `urn:narvault:problem:<slug>`: stable, for programs.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The status's short name.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// What is wrong, with which thing, and what to do.
+    pub detail: String,
+    /// Names this request in the server's log.
+    pub request_id: String,
+}
+
+/// A page of a list. `next` is the cursor of the following page; absent on the last one.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// How every list is paged.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct PageQuery {
+    /// Where to go on: `next` of the page before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Most items of the page, 1 to 200; 100 unless told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// `asc` (oldest first, the default) or `desc`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub order: Option<Order>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Order {
+    Asc,
+    Desc,
+}
+
+// --- auth ---
+
+/// Spends the one-time secret of the first start (or of `narvault admin claim`).
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClaimRequest {
+    /// The `nvb_…` text.
+    pub claim: String,
+}
+
+/// A new token. The text is shown this once.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct TokenIssued {
+    /// The token's `jti`.
+    pub id: String,
+    /// The secret `nvt_…` text.
+    pub token: String,
+    pub contributor: String,
+    pub scopes: Vec<String>,
+    pub expires_at: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Whoami {
+    /// The contributor's name.
+    pub contributor: String,
+    pub token_id: String,
+    pub scopes: Vec<String>,
+    pub expires_at: String,
+}
+
+// --- caches ---
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum UpstreamPaths {
+    /// Paths that an upstream has are stored here like any other.
+    Store,
+    /// Paths that an upstream has count as present.
+    Skip,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum UndeclaredReferences {
+    /// A store path found in a NAR but not claimed as a reference is recorded.
+    Record,
+    /// Such a NAR's narinfo is refused.
+    Refuse,
+}
+
+/// Another cache whose signatures count as evidence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Upstream {
+    pub url: String,
+    /// `name:base64`, as in `trusted-public-keys`.
+    pub public_keys: Vec<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CacheCreate {
+    /// `[a-z0-9][a-z0-9-]{0,62}`.
+    pub name: String,
+    /// Whether anyone may pull without a token.
+    pub public: bool,
+    /// `Priority` of `nix-cache-info`: lower is asked earlier; 41 unless told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u32>,
+    /// Folder in the bucket; the cache's name unless told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<String>,
+    /// cache.nixos.org unless told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstreams: Option<Vec<Upstream>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstream_paths: Option<UpstreamPaths>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub undeclared_references: Option<UndeclaredReferences>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CacheEdit {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub public: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstreams: Option<Vec<Upstream>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstream_paths: Option<UpstreamPaths>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub undeclared_references: Option<UndeclaredReferences>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct CacheView {
+    pub id: String,
+    pub name: String,
+    pub public: bool,
+    pub priority: u32,
+    pub prefix: String,
+    pub upstreams: Vec<Upstream>,
+    pub upstream_paths: UpstreamPaths,
+    pub undeclared_references: UndeclaredReferences,
+    /// `name:base64` of every key that clients should trust.
+    pub public_keys: Vec<String>,
+    /// What goes into nix.conf.
+    pub pull_url: String,
+    /// What `nix copy --to` gets.
+    pub push_url: String,
+    /// Published paths.
+    pub paths: u64,
+    /// The files of the published paths, compressed as stored.
+    pub bytes: u64,
+    pub created_at: String,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct CacheDeleteQuery {
+    /// Also delete every path; without it a cache that holds paths is a conflict.
+    #[serde(default)]
+    pub purge: bool,
+}
+
+// --- keys ---
+
+/// `{}` makes a key, `{name}` makes one of that name, `{import}` takes one over.
+#[derive(Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KeyCreate {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The text of `nix key generate-secret`: `name:base64`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub import: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct KeyView {
+    pub id: String,
+    pub name: String,
+    /// `name:base64`, as in `trusted-public-keys`.
+    pub public_key: String,
+    /// `active`, and later states of a rotation.
+    pub state: String,
+    /// Whether the secret was made elsewhere.
+    pub imported: bool,
+    pub created_at: String,
+}
+
+// --- contributors ---
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ContributorKind {
+    Person,
+    Ci,
+    Builder,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ContributorCreate {
+    pub name: String,
+    pub kind: ContributorKind,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ContributorEdit {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub suspended: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ContributorView {
+    pub id: String,
+    pub name: String,
+    pub kind: ContributorKind,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    pub suspended: bool,
+    /// Public keys whose `Sig:` lines count as this contributor's evidence.
+    pub public_keys: Vec<String>,
+    /// Published paths that this contributor pushed.
+    pub paths: u64,
+    /// Their files' bytes.
+    pub bytes: u64,
+    pub created_at: String,
+}
+
+/// Registers a public key whose `Sig:` lines count as the contributor's evidence.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ContributorKeyAdd {
+    /// `name:base64`.
+    pub public_key: String,
+}
+
+// --- tokens ---
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TokenCreate {
+    /// The contributor's name.
+    pub contributor: String,
+    /// Such as `push:main`.
+    pub scopes: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_in_seconds: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TokenRenew {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_in_seconds: Option<u64>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct TokenView {
+    pub id: String,
+    pub contributor: String,
+    pub scopes: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// The token that issued this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub issued_by: Option<String>,
+    pub created_at: String,
+    pub expires_at: String,
+    /// At most a minute behind.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_used_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revoked_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revoke_reason: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct TokenQuery {
+    /// Only tokens of this contributor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contributor: Option<String>,
+    /// Only tokens issued by this one, directly or through others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub issued_by: Option<String>,
+    /// Where to go on: `next` of the page before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Most items of the page, 1 to 200; 100 unless told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// `asc` (oldest first, the default) or `desc`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub order: Option<Order>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RevokeRequest {
+    pub reason: String,
+    /// Leave alive what the token issued.
+    #[serde(default)]
+    pub keep_issued: bool,
+}
+
+/// Every token that is dead by this call, or was before.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Revoked {
+    /// Tokens that this call killed, descendants included.
+    pub revoked: Vec<String>,
+}
+
+/// A leaked token: whoever holds the text may kill it.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TokenReport {
+    pub token: String,
+}
+
+// --- paths ---
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MissingRequest {
+    /// 32-character hashes, at most 10 000.
+    pub hashes: Vec<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct MissingAnswer {
+    /// Those that are not published here, in the order asked.
+    pub missing: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct PathQuery {
+    /// Only paths that this contributor (by name) gave evidence for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contributor: Option<String>,
+    /// Only paths that this token (by id) gave evidence for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// Only paths whose state changed at or after this time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// `published`, `withdrawn`, `deleted`, `pending` or `conflict`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    /// Where to go on: `next` of the page before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Most items of the page, 1 to 200; 100 unless told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// `asc` (oldest first, the default) or `desc`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub order: Option<Order>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct PathSummary {
+    /// `/nix/store/…`.
+    pub store_path: String,
+    pub state: String,
+    pub nar_size: u64,
+    pub file_size: u64,
+    /// Who pushed it first: the contributor's name and id, and the token's id.
+    pub contributor: String,
+    pub contributor_id: String,
+    pub token_id: String,
+    /// Names of the keys that signed it here.
+    pub keys: Vec<String>,
+    pub published_at: String,
+    pub changed_at: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct PathView {
+    pub store_path: String,
+    pub state: String,
+    pub nar_hash: String,
+    pub nar_size: u64,
+    pub references: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deriver: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+    /// `nar/<file hash>.nar[.ext]`.
+    pub url: String,
+    pub file_size: u64,
+    pub signatures: Vec<SignatureView>,
+    pub evidence: Vec<EvidenceView>,
+    /// Other claims for this path that were refused, by whom.
+    pub conflicts: Vec<ConflictView>,
+    /// Store paths found in the NAR, published here, and not claimed as references.
+    pub undeclared_references: Vec<String>,
+    /// Claimed references whose hash does not occur in the NAR.
+    pub unfound_references: Vec<String>,
+    pub published_at: String,
+    pub changed_at: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct SignatureView {
+    pub key: String,
+    /// `name:base64`, as in a `Sig:` line.
+    pub signature: String,
+    /// Index in the signature log; absent on signatures made elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_index: Option<u64>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct EvidenceView {
+    /// `contributor`, `contributor-key` or `upstream`.
+    pub kind: String,
+    /// The contributor's or upstream key's name.
+    pub source: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contributor_id: Option<String>,
+    /// The token that brought it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_id: Option<String>,
+    pub at: String,
+    /// Whether a quarantine voided it.
+    pub void: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ConflictView {
+    pub contributor: String,
+    pub token_id: String,
+    pub nar_hash: String,
+    pub at: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PathDelete {
+    pub reason: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct PathDeleted {
+    pub store_path: String,
+    /// Whether narinfo and bytes are gone from storage already; otherwise the service goes on trying.
+    pub gone: bool,
+    /// Published paths that have the same file, which therefore stays.
+    pub file_shared_with: Vec<String>,
+    /// Published paths that refer to the deleted one.
+    pub referrers: Vec<String>,
+}
+
+// --- audit ---
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct AuditQuery {
+    /// Contributor's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contributor: Option<String>,
+    /// Token's id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// Such as `token-issue`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub action: Option<String>,
+    /// `done` or `denied`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<String>,
+    /// Only rows of this time or later.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// Where to go on: `next` of the page before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Most items of the page, 1 to 200; 100 unless told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// `asc` (oldest first, the default) or `desc`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub order: Option<Order>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct AuditView {
+    pub id: String,
+    pub at: String,
+    pub action: String,
+    pub outcome: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contributor: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_id: Option<String>,
+    /// What was acted on: a name or an id.
+    pub subject: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+    pub detail: serde_json::Value,
+}
+
+// --- vault ---
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct VaultView {
+    /// `open` or `sealed`, on the replica that answers.
+    pub state: String,
+    /// Whether it was sealed by hand and stays so over restarts.
+    pub sealed_by_hand: bool,
+    pub slots: Vec<SlotView>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct SlotView {
+    pub id: String,
+    /// `key-file` or `passphrase`.
+    pub kind: String,
+    pub created_at: String,
+}
+
+/// `{}` tries the configured key file or passphrase file again (admin); `{passphrase}` hands it in.
+#[derive(Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UnsealRequest {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passphrase: Option<String>,
+}
+
+// --- the server itself ---
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct VersionView {
+    pub version: String,
+    pub cluster_id: String,
+}
+
+/// Public keys that verify tokens: RFC 7517 with RFC 8037 keys.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct JwkSet {
+    pub keys: Vec<Jwk>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Jwk {
+    pub kty: String,
+    pub crv: String,
+    pub x: String,
+    pub kid: String,
+    #[serde(rename = "use")]
+    pub usage: String,
+    pub alg: String,
+}
