@@ -5,9 +5,11 @@
 pub mod access;
 pub mod api;
 pub mod db;
+pub mod http;
 pub mod nix;
 pub mod service;
 pub mod storage;
 pub mod time;
 pub mod tlog;
 pub mod vault;
+pub mod web;

@@ -1,0 +1,108 @@
+//! The JSON API: one file per resource, one handler per operation, and the document made from the same list.
+//!
+//! Never decides who may do what: it reads, asks the service, and shows what it answered.
+
+mod audit;
+mod auth;
+mod caches;
+mod contributors;
+mod document;
+mod examples;
+mod extract;
+mod keys;
+mod paging;
+mod paths;
+mod refusals;
+mod server;
+mod tokens;
+mod vault;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::any;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::App;
+use super::error::Refusal;
+use super::request;
+use crate::service::Error;
+use extract::{Anyone, Pending, Refused, Result};
+
+/// The routes of the API.
+pub(super) fn router() -> Router<App> {
+    operations()
+        .split_for_parts()
+        .0
+        .route("/api/{*rest}", any(no_such_operation))
+        .method_not_allowed_fallback(no_such_method)
+        .layer(middleware::from_fn(finish))
+}
+
+/// The OpenAPI document of everything that this server answers.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    document::complete(operations().into_openapi())
+}
+
+/// Every operation, once: what is routed is documented, and what is documented is routed.
+fn operations() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(auth::claim))
+        .routes(routes!(auth::whoami))
+        .routes(routes!(auth::renew))
+        .routes(routes!(caches::create, caches::list))
+        .routes(routes!(caches::show, caches::edit, caches::delete))
+        .routes(routes!(keys::create, keys::list))
+        .routes(routes!(paths::missing))
+        .routes(routes!(paths::list))
+        .routes(routes!(paths::show, paths::delete))
+        .routes(routes!(contributors::create, contributors::list))
+        .routes(routes!(contributors::show, contributors::edit))
+        .routes(routes!(contributors::add_key))
+        .routes(routes!(contributors::remove_key))
+        .routes(routes!(contributors::revoke_tokens))
+        .routes(routes!(tokens::issue, tokens::list))
+        .routes(routes!(tokens::show))
+        .routes(routes!(tokens::revoke))
+        .routes(routes!(tokens::report))
+        .routes(routes!(audit::list))
+        .routes(routes!(vault::show))
+        .routes(routes!(vault::unseal))
+        .routes(routes!(vault::seal))
+        .routes(routes!(server::version))
+        .routes(routes!(server::openapi_json))
+}
+
+async fn no_such_operation(_: Anyone) -> Result<()> {
+    Err(Error::NotFound("operation; /docs lists them all").into())
+}
+
+async fn no_such_method(_: Anyone) -> Result<()> {
+    let sentence = "this address does not take that method; the header `Allow` says which ones it takes";
+    Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method", sentence).into())
+}
+
+/// Holds the body back until a handler asks for it, spells refusals with the request's id, and keeps answers
+/// out of caches.
+async fn finish(request: Request, next: Next) -> Response {
+    let (mut parts, body) = request.into_parts();
+    let request_id = request::request_id(&parts);
+    let pending = Pending::new(&parts.headers, body);
+    parts.extensions.insert(pending.clone());
+    let mut response = next.run(Request::from_parts(parts, Body::empty())).await;
+    pending.finish();
+    if let Some(Refused(refusal)) = response.extensions_mut().remove() {
+        response = refusal.problem(&request_id);
+    }
+    let headers = response.headers_mut();
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+#[cfg(test)]
+mod tests;

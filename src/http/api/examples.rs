@@ -1,0 +1,283 @@
+//! One example of each wire type, made of the type itself, so that none can be wrong in form.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use utoipa::openapi::{Content, OpenApi, Ref, RefOr};
+
+use crate::api::*;
+
+const CONTRIBUTOR_ID: &str = "0195f2a1-0d5b-7a6e-9c07-5b1f5e2d4c3b";
+const TOKEN_ID: &str = "0195f2a1-5c1e-7d43-8a51-2f0c5f6f0b7e";
+const CACHE_ID: &str = "0195f29f-e3a2-7b11-b0d4-8f6f1c2a3d4e";
+const KEY_ID: &str = "0195f2a0-2a44-7c3d-9e55-6a7b8c9d0e1f";
+const AUDIT_ID: &str = "0195f2a3-7788-7e9f-8a0b-1c2d3e4f5a6b";
+const PATH_CURSOR: &str = "MDE5NWYyYTItMTEyMi03MzM0LTg0NTUtNjY3Nzg4OTlhYWJi";
+const PUBLIC_KEY: &str = "main-k3x7qa-1:wq4pQdbZ6Zl2bY0CqJ6lQk0m1y2c6T6q3T8m5s9XHjY=";
+const HELLO: &str = "/nix/store/b9sjp3fmd8wvq3ajsd8rwywl3sxa4pgx-hello-2.12.1";
+const GLIBC: &str = "/nix/store/1rm6sr6ixxzipv5358x0cmaw8rs84g2j-glibc-2.38-44";
+const NAR_HASH: &str = "sha256:1b1a0v8nkhdlxzyjk2qvpvl3kv5hsrl1lzpvx0k4vzvjqxs6r9hc";
+
+/// Puts the examples at every body of a type that has one.
+pub(super) fn add(document: &mut OpenApi) {
+    let examples = examples();
+    for item in document.paths.paths.values_mut() {
+        let operations =
+            [&mut item.get, &mut item.put, &mut item.post, &mut item.patch, &mut item.delete, &mut item.head];
+        for operation in operations.into_iter().flatten() {
+            let bodies = operation.request_body.iter_mut().filter_map(|body| match body {
+                RefOr::T(body) => Some(body.content.values_mut()),
+                RefOr::Ref(_) => None,
+            });
+            let answers = operation.responses.responses.values_mut().filter_map(|response| match response {
+                RefOr::T(response) => Some(response.content.values_mut()),
+                RefOr::Ref(_) => None,
+            });
+            for content in bodies.flatten().chain(answers.flatten()) {
+                fill(content, &examples);
+            }
+        }
+    }
+}
+
+fn fill(content: &mut RefOr<Content>, examples: &BTreeMap<&'static str, Value>) {
+    let RefOr::T(content) = content else { return };
+    let Some(RefOr::Ref(Ref { ref_location, .. })) = &content.schema else { return };
+    let name = ref_location.rsplit('/').next().unwrap_or_default();
+    if content.example.is_none() {
+        content.example = examples.get(name).cloned();
+    }
+}
+
+fn examples() -> BTreeMap<&'static str, Value> {
+    let upstream = Upstream {
+        url: "https://cache.nixos.org".into(),
+        public_keys: vec!["cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=".into()],
+    };
+    let cache = CacheView {
+        id: CACHE_ID.into(),
+        name: "main".into(),
+        public: true,
+        priority: 41,
+        prefix: "main".into(),
+        upstreams: vec![upstream],
+        upstream_paths: UpstreamPaths::Store,
+        undeclared_references: UndeclaredReferences::Record,
+        public_keys: vec![PUBLIC_KEY.into()],
+        pull_url: "https://cache.example.org/main".into(),
+        push_url: "https://cache.example.org/push/main".into(),
+        paths: 1834,
+        bytes: 2_147_483_648,
+        created_at: "2026-11-22T13:00:00.000Z".into(),
+    };
+    let key = KeyView {
+        id: KEY_ID.into(),
+        name: "main-k3x7qa-1".into(),
+        public_key: PUBLIC_KEY.into(),
+        state: "active".into(),
+        imported: false,
+        created_at: "2026-11-22T13:00:01.000Z".into(),
+    };
+    let contributor = ContributorView {
+        id: CONTRIBUTOR_ID.into(),
+        name: "alice".into(),
+        kind: ContributorKind::Person,
+        group: Some("platform".into()),
+        suspended: false,
+        public_keys: vec![],
+        paths: 212,
+        bytes: 734_003_200,
+        created_at: "2026-11-22T13:05:00.000Z".into(),
+    };
+    let token = TokenView {
+        id: TOKEN_ID.into(),
+        contributor: "alice".into(),
+        scopes: vec!["push:main".into()],
+        note: Some("laptop".into()),
+        issued_by: None,
+        created_at: "2026-11-22T13:06:00.000Z".into(),
+        expires_at: "2027-02-20T13:06:00.000Z".into(),
+        last_used_at: Some("2026-11-23T08:12:45.000Z".into()),
+        revoked_at: None,
+        revoke_reason: None,
+    };
+    let summary = PathSummary {
+        store_path: HELLO.into(),
+        state: "published".into(),
+        nar_size: 226_560,
+        file_size: 50_096,
+        contributor: "alice".into(),
+        contributor_id: CONTRIBUTOR_ID.into(),
+        token_id: TOKEN_ID.into(),
+        keys: vec!["main-k3x7qa-1".into()],
+        published_at: "2026-11-22T13:10:00.123Z".into(),
+        changed_at: "2026-11-22T13:10:00.123Z".into(),
+    };
+    let audit = AuditView {
+        id: AUDIT_ID.into(),
+        at: "2026-11-22T13:06:00.000Z".into(),
+        action: "token-issue".into(),
+        outcome: "done".into(),
+        contributor: Some("root".into()),
+        token_id: Some(TOKEN_ID.into()),
+        subject: TOKEN_ID.into(),
+        address: Some("192.0.2.7".into()),
+        client: Some("narvault/0.1.0".into()),
+        request_id: Some("k3x7qa-1f".into()),
+        detail: json!({ "contributor": "alice", "scopes": "push:main" }),
+    };
+    let page_of_paths = Page { items: vec![summary], next: Some(PATH_CURSOR.into()) };
+    BTreeMap::from([
+        ("AuditView", value(&audit)),
+        ("CacheCreate", json!({ "name": "main", "public": true })),
+        ("CacheEdit", json!({ "public": false, "priority": 30 })),
+        ("CacheView", value(&cache)),
+        ("ClaimRequest", value(&ClaimRequest { claim: "nvb_mfrggzdfmztwq2lkmfrggzdfmztwq2lk".into() })),
+        (
+            "ContributorCreate",
+            value(&ContributorCreate {
+                name: "alice".into(),
+                kind: ContributorKind::Person,
+                group: Some("platform".into()),
+            }),
+        ),
+        ("ContributorEdit", value(&ContributorEdit { suspended: Some(true), group: None })),
+        ("ContributorKeyAdd", value(&ContributorKeyAdd { public_key: "alice-1:0MRGm4…".into() })),
+        ("ContributorView", value(&contributor)),
+        ("JwkSet", value(&jwks())),
+        ("KeyCreate", json!({})),
+        ("KeyView", value(&key)),
+        ("MissingAnswer", value(&MissingAnswer { missing: vec![hash(HELLO)] })),
+        ("MissingRequest", value(&MissingRequest { hashes: vec![hash(HELLO), hash(GLIBC)] })),
+        ("Page_AuditView", value(&page(audit))),
+        ("Page_CacheView", value(&page(cache))),
+        ("Page_ContributorView", value(&page(contributor))),
+        ("Page_KeyView", value(&page(key))),
+        ("Page_PathSummary", value(&page_of_paths)),
+        ("Page_TokenView", value(&page(token.clone()))),
+        ("PathDelete", value(&PathDelete { reason: "holds a password".into() })),
+        (
+            "PathDeleted",
+            value(&PathDeleted {
+                store_path: HELLO.into(),
+                gone: true,
+                file_shared_with: vec![],
+                referrers: vec![],
+            }),
+        ),
+        ("PathView", value(&path())),
+        ("RevokeRequest", value(&RevokeRequest { reason: "laptop lost".into(), keep_issued: false })),
+        ("Revoked", value(&Revoked { revoked: vec![TOKEN_ID.into()] })),
+        (
+            "TokenCreate",
+            value(&TokenCreate {
+                contributor: "alice".into(),
+                scopes: vec!["push:main".into()],
+                expires_in_seconds: Some(7_776_000),
+                note: Some("laptop".into()),
+            }),
+        ),
+        (
+            "TokenIssued",
+            value(&TokenIssued {
+                id: TOKEN_ID.into(),
+                token: "nvt_eyJhbGciOi….eyJpc3MiOi….MEUCIQDx…".into(),
+                contributor: "alice".into(),
+                scopes: vec!["push:main".into()],
+                expires_at: "2027-02-20T13:06:00.000Z".into(),
+            }),
+        ),
+        ("TokenRenew", value(&TokenRenew { expires_in_seconds: Some(2_592_000) })),
+        ("TokenReport", value(&TokenReport { token: "nvt_eyJhbGciOi….eyJpc3MiOi….MEUCIQDx…".into() })),
+        ("TokenView", value(&token)),
+        ("UnsealRequest", value(&UnsealRequest { passphrase: Some("correct horse battery staple".into()) })),
+        (
+            "VaultView",
+            value(&VaultView {
+                state: "open".into(),
+                sealed_by_hand: false,
+                slots: vec![SlotView {
+                    id: KEY_ID.into(),
+                    kind: "passphrase".into(),
+                    created_at: "2026-11-22T13:00:00.000Z".into(),
+                }],
+            }),
+        ),
+        (
+            "VersionView",
+            value(&VersionView {
+                version: env!("CARGO_PKG_VERSION").into(),
+                cluster_id: "k3x7qa2m5b9d4f6h".into(),
+            }),
+        ),
+        (
+            "Whoami",
+            value(&Whoami {
+                contributor: "alice".into(),
+                token_id: TOKEN_ID.into(),
+                scopes: vec!["push:main".into()],
+                expires_at: "2027-02-20T13:06:00.000Z".into(),
+            }),
+        ),
+    ])
+}
+
+fn path() -> PathView {
+    PathView {
+        store_path: HELLO.into(),
+        state: "published".into(),
+        nar_hash: NAR_HASH.into(),
+        nar_size: 226_560,
+        references: vec![GLIBC.into(), HELLO.into()],
+        deriver: None,
+        ca: None,
+        url: "nar/0v1qq2b0xx5b9s8y0j3k4l5m6n7p8q9r0s1v2w3x4y5z6a7b8c9d.nar.xz".into(),
+        file_size: 50_096,
+        signatures: vec![SignatureView {
+            key: "main-k3x7qa-1".into(),
+            signature: "main-k3x7qa-1:8Qe0…Bw==".into(),
+            log_index: Some(1833),
+        }],
+        evidence: vec![EvidenceView {
+            kind: "contributor".into(),
+            source: "alice".into(),
+            contributor_id: Some(CONTRIBUTOR_ID.into()),
+            token_id: Some(TOKEN_ID.into()),
+            at: "2026-11-22T13:10:00.123Z".into(),
+            void: false,
+        }],
+        conflicts: vec![],
+        undeclared_references: vec![],
+        unfound_references: vec![],
+        published_at: "2026-11-22T13:10:00.123Z".into(),
+        changed_at: "2026-11-22T13:10:00.123Z".into(),
+    }
+}
+
+fn jwks() -> JwkSet {
+    // The key of RFC 8037, appendix A.
+    JwkSet {
+        keys: vec![Jwk {
+            kty: "OKP".into(),
+            crv: "Ed25519".into(),
+            x: "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo".into(),
+            kid: "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k".into(),
+            usage: "sig".into(),
+            alg: "EdDSA".into(),
+        }],
+    }
+}
+
+fn page<T>(item: T) -> Page<T> {
+    Page { items: vec![item], next: None }
+}
+
+fn hash(store_path: &str) -> String {
+    let base_name = store_path.rsplit('/').next().unwrap_or_default();
+    base_name.split('-').next().unwrap_or_default().to_owned()
+}
+
+fn value(example: &impl Serialize) -> Value {
+    serde_json::to_value(example).expect("fields with text names and plain values: declared in api.rs")
+}

@@ -1,0 +1,158 @@
+//! Metrics: the one list of what is counted and measured, and its rendering for Prometheus.
+//!
+//! Never a name of a cache, a contributor or a path in a label: `/metrics` is open to whoever reaches it.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+/// What a metric is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetricKind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+/// One metric.
+#[derive(Debug)]
+pub struct Metric {
+    pub name: &'static str,
+    pub kind: MetricKind,
+    /// The names of its labels. Each has few values.
+    pub labels: &'static [&'static str],
+    pub help: &'static str,
+}
+
+/// Every metric of this program. A test compares this list with the code.
+pub const METRICS: &[Metric] = &[
+    counter("narvault_conflicts_total", &[], "Claims refused because another one stands at the path"),
+    counter("narvault_denials_total", &[], "Calls denied, of those that are written down as such"),
+    gauge("narvault_build_info", &["version"], "Always 1; the label says which version runs"),
+    gauge("narvault_database_up", &[], "1 if the database answered this scrape, else 0"),
+    histogram(
+        "narvault_http_request_duration_seconds",
+        &["route"],
+        "Time from a request's head to its answer's",
+    ),
+    counter("narvault_http_requests_total", &["route", "method", "status"], "Requests answered"),
+    counter("narvault_nars_stored_total", &[], "NARs measured and stored"),
+    gauge("narvault_outbox_objects", &[], "Objects that wait to be written to storage or deleted from it"),
+    gauge("narvault_outbox_oldest_seconds", &[], "How long the oldest of them has waited"),
+    counter("narvault_paths_published_total", &[], "Paths signed and published"),
+    counter(
+        "narvault_release_failures_total",
+        &[],
+        "Failed tries to write or delete an object of the outbox",
+    ),
+    counter("narvault_signatures_total", &[], "Signatures made"),
+    counter("narvault_upload_bytes_total", &[], "Bytes of NARs received"),
+    gauge("narvault_vault_open", &[], "1 if the vault is open on this replica, 0 if it is sealed"),
+];
+
+const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
+    Metric { name, kind: MetricKind::Counter, labels, help }
+}
+
+const fn gauge(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
+    Metric { name, kind: MetricKind::Gauge, labels, help }
+}
+
+const fn histogram(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
+    Metric { name, kind: MetricKind::Histogram, labels, help }
+}
+
+/// Makes this process count, from now on. Doing it again changes nothing.
+pub(super) fn install() {
+    handle();
+}
+
+/// The metrics as Prometheus reads them.
+pub(super) fn render() -> String {
+    let Some(handle) = handle() else { return String::new() };
+    handle.run_upkeep();
+    handle.render()
+}
+
+/// The recorder of this process. `None`: another one was installed first, which then has the numbers.
+fn handle() -> Option<&'static PrometheusHandle> {
+    static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
+    HANDLE
+        .get_or_init(|| {
+            let recorder = PrometheusBuilder::new()
+                .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), DURATION_BUCKETS_SECONDS)
+                .inspect_err(|error| tracing::error!(%error, "no buckets for durations"))
+                .ok()?
+                .build_recorder();
+            let handle = recorder.handle();
+            if let Err(error) = ::metrics::set_global_recorder(recorder) {
+                tracing::warn!(%error, "metrics go to another recorder");
+                return None;
+            }
+            describe();
+            keep_up(handle.clone());
+            Some(handle)
+        })
+        .as_ref()
+}
+
+fn describe() {
+    for metric in METRICS {
+        match metric.kind {
+            MetricKind::Counter => ::metrics::describe_counter!(metric.name, metric.help),
+            MetricKind::Gauge => ::metrics::describe_gauge!(metric.name, metric.help),
+            MetricKind::Histogram => ::metrics::describe_histogram!(metric.name, metric.help),
+        }
+    }
+}
+
+/// Sorts samples into their buckets now and then: where nobody scrapes, they would pile up.
+fn keep_up(handle: PrometheusHandle) {
+    let upkeep = move || {
+        loop {
+            std::thread::sleep(UPKEEP_PAUSE);
+            handle.run_upkeep();
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("metrics".to_owned()).spawn(upkeep) {
+        tracing::warn!(%error, "no thread for the upkeep of metrics; scrapes do it");
+    }
+}
+
+const UPKEEP_PAUSE: Duration = Duration::from_secs(5);
+
+/// From a remembered narinfo to the upload of a large NAR.
+const DURATION_BUCKETS_SECONDS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_metric_is_listed_once_and_named_as_prometheus_wants_it() {
+        for (at, metric) in METRICS.iter().enumerate() {
+            let name = metric.name;
+            assert!(name.starts_with("narvault_"), "{name}");
+            assert!(METRICS[at + 1..].iter().all(|other| other.name != name), "{name} twice");
+            assert_eq!(metric.kind == MetricKind::Counter, name.ends_with("_total"), "{name}");
+            assert!(!metric.help.is_empty() && !metric.help.ends_with('.'), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_was_counted_is_rendered() {
+        install();
+
+        ::metrics::counter!("narvault_denials_total").increment(3);
+        ::metrics::histogram!("narvault_http_request_duration_seconds", "route" => "own").record(0.002);
+        let text = render();
+
+        assert!(text.contains("# TYPE narvault_denials_total counter"), "{text}");
+        assert!(
+            text.contains("narvault_http_request_duration_seconds_bucket{route=\"own\",le=\"0.0025\"}"),
+            "{text}"
+        );
+    }
+}
