@@ -4,6 +4,7 @@
 
 pub mod access;
 pub mod api;
+pub mod client;
 pub mod db;
 pub mod http;
 pub mod nix;

@@ -1,0 +1,231 @@
+//! Every call of `/api/v1`, one function each, in the order of the router.
+//!
+//! Never decides anything: what a call means, and who may make it, is the server's business.
+
+use reqwest::{Method, RequestBuilder};
+
+use super::error::Error;
+use super::http::Client;
+use crate::api::{
+    AuditQuery, AuditView, CacheCreate, CacheDeleteQuery, CacheEdit, CacheView, ClaimRequest,
+    ContributorCreate, ContributorEdit, ContributorKeyAdd, ContributorView, JwkSet, KeyCreate, KeyView,
+    MissingAnswer, MissingRequest, Page, PageQuery, PathDelete, PathDeleted, PathQuery, PathSummary,
+    PathView, RevokeRequest, Revoked, TokenCreate, TokenIssued, TokenQuery, TokenRenew, TokenReport,
+    TokenView, UnsealRequest, VaultView, VersionView, Whoami,
+};
+
+impl Client {
+    // --- auth ---
+
+    /// Spends a one-time claim; needs no token.
+    pub async fn claim(&self, body: &ClaimRequest) -> Result<TokenIssued, Error> {
+        self.require_secrecy()?;
+        self.answer(self.api(Method::POST, &["auth", "claim"])?.json(body)).await
+    }
+
+    /// Who the token's holder is.
+    pub async fn whoami(&self) -> Result<Whoami, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::GET, &["auth", "whoami"])?).await
+    }
+
+    /// A new token of the same scopes. The old one stays alive until its end or its revocation.
+    pub async fn renew(&self, body: &TokenRenew) -> Result<TokenIssued, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["auth", "renew"])?.json(body)).await
+    }
+
+    // --- caches ---
+
+    pub async fn cache_create(&self, body: &CacheCreate) -> Result<CacheView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["caches"])?.json(body)).await
+    }
+
+    pub async fn caches(&self, query: &PageQuery) -> Result<Page<CacheView>, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::GET, &["caches"])?.query(query)).await
+    }
+
+    /// One cache; a public one needs no token.
+    pub async fn cache(&self, cache: &str) -> Result<CacheView, Error> {
+        self.answer(self.api(Method::GET, &["caches", cache])?).await
+    }
+
+    pub async fn cache_edit(&self, cache: &str, body: &CacheEdit) -> Result<CacheView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::PATCH, &["caches", cache])?.json(body)).await
+    }
+
+    pub async fn cache_delete(&self, cache: &str, query: &CacheDeleteQuery) -> Result<(), Error> {
+        self.require_token()?;
+        self.done(self.api(Method::DELETE, &["caches", cache])?.query(query)).await
+    }
+
+    // --- keys ---
+
+    pub async fn key_create(&self, cache: &str, body: &KeyCreate) -> Result<KeyView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["caches", cache, "keys"])?.json(body)).await
+    }
+
+    /// The keys of a cache; those of a public one need no token.
+    pub async fn keys(&self, cache: &str, query: &PageQuery) -> Result<Page<KeyView>, Error> {
+        self.answer(self.api(Method::GET, &["caches", cache, "keys"])?.query(query)).await
+    }
+
+    // --- contributors ---
+
+    pub async fn contributor_create(&self, body: &ContributorCreate) -> Result<ContributorView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["contributors"])?.json(body)).await
+    }
+
+    pub async fn contributors(&self, query: &PageQuery) -> Result<Page<ContributorView>, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::GET, &["contributors"])?.query(query)).await
+    }
+
+    pub async fn contributor(&self, name: &str) -> Result<ContributorView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::GET, &["contributors", name])?).await
+    }
+
+    pub async fn contributor_edit(
+        &self,
+        name: &str,
+        body: &ContributorEdit,
+    ) -> Result<ContributorView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::PATCH, &["contributors", name])?.json(body)).await
+    }
+
+    pub async fn contributor_key_add(
+        &self,
+        name: &str,
+        body: &ContributorKeyAdd,
+    ) -> Result<ContributorView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["contributors", name, "keys"])?.json(body)).await
+    }
+
+    pub async fn contributor_key_remove(&self, name: &str, key_name: &str) -> Result<(), Error> {
+        self.require_token()?;
+        self.done(self.api(Method::DELETE, &["contributors", name, "keys", key_name])?).await
+    }
+
+    /// Revokes every token of a contributor.
+    pub async fn contributor_revoke_tokens(
+        &self,
+        name: &str,
+        body: &RevokeRequest,
+    ) -> Result<Revoked, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["contributors", name, "revoke-tokens"])?.json(body)).await
+    }
+
+    // --- tokens ---
+
+    pub async fn token_issue(&self, body: &TokenCreate) -> Result<TokenIssued, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["tokens"])?.json(body)).await
+    }
+
+    pub async fn tokens(&self, query: &TokenQuery) -> Result<Page<TokenView>, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::GET, &["tokens"])?.query(query)).await
+    }
+
+    pub async fn token(&self, id: &str) -> Result<TokenView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::GET, &["tokens", id])?).await
+    }
+
+    pub async fn token_revoke(&self, id: &str, body: &RevokeRequest) -> Result<Revoked, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["tokens", id, "revoke"])?.json(body)).await
+    }
+
+    /// Kills a leaked token; needs no other right than to hold its text.
+    pub async fn token_report(&self, body: &TokenReport) -> Result<(), Error> {
+        self.require_secrecy()?;
+        self.done(self.api(Method::POST, &["tokens", "report"])?.json(body)).await
+    }
+
+    // --- paths ---
+
+    /// Which of at most 10 000 hashes are not published in the cache.
+    pub async fn missing(&self, cache: &str, body: &MissingRequest) -> Result<MissingAnswer, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["caches", cache, "missing"])?.json(body)).await
+    }
+
+    pub async fn paths(&self, cache: &str, query: &PathQuery) -> Result<Page<PathSummary>, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::GET, &["caches", cache, "paths"])?.query(query)).await
+    }
+
+    pub async fn path(&self, cache: &str, hash: &str) -> Result<PathView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::GET, &["caches", cache, "paths", hash])?).await
+    }
+
+    pub async fn path_delete(
+        &self,
+        cache: &str,
+        hash: &str,
+        body: &PathDelete,
+    ) -> Result<PathDeleted, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::DELETE, &["caches", cache, "paths", hash])?.json(body)).await
+    }
+
+    // --- audit, vault, the server itself ---
+
+    pub async fn audit(&self, query: &AuditQuery) -> Result<Page<AuditView>, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::GET, &["audit"])?.query(query)).await
+    }
+
+    pub async fn vault(&self) -> Result<VaultView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::GET, &["vault"])?).await
+    }
+
+    /// Opens the vault of the replica that answers. A passphrase is right enough by itself; `{}` needs a token.
+    pub async fn vault_unseal(&self, body: &UnsealRequest) -> Result<VaultView, Error> {
+        if body.passphrase.is_some() {
+            self.require_secrecy()?;
+        } else {
+            self.require_token()?;
+        }
+        self.answer(self.api(Method::POST, &["vault", "unseal"])?.json(body)).await
+    }
+
+    /// Closes the vault of every replica, until an unseal.
+    pub async fn vault_seal(&self) -> Result<VaultView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["vault", "seal"])?).await
+    }
+
+    pub async fn version(&self) -> Result<VersionView, Error> {
+        self.answer(self.api(Method::GET, &["version"])?).await
+    }
+
+    /// The public keys that verify tokens.
+    pub async fn jwks(&self) -> Result<JwkSet, Error> {
+        self.answer(self.request(Method::GET, &[".well-known", "jwks.json"])?).await
+    }
+
+    /// Whether the server takes requests, and its own words about that, such as `ready, sealed`.
+    pub async fn ready(&self) -> Result<(bool, String), Error> {
+        let (status, text) = self.status_and_text(self.request(Method::GET, &["readyz"])?).await?;
+        Ok((status == 200, text))
+    }
+
+    fn api(&self, method: Method, segments: &[&str]) -> Result<RequestBuilder, Error> {
+        let mut all = vec!["api", "v1"];
+        all.extend(segments);
+        self.request(method, &all)
+    }
+}
