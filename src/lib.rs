@@ -5,6 +5,7 @@
 pub mod access;
 pub mod api;
 pub mod client;
+pub mod config;
 pub mod db;
 pub mod http;
 pub mod nix;
