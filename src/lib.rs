@@ -1,9 +1,82 @@
-//! narvault: a key management service for Nix binary caches.
+//! narvault: a key management service for Nix binary caches. It alone holds the private keys; contributors push with
+//! stock `nix copy` and a token of their own; what it signs it has measured itself, and every signature is attributed.
+//!
+//! This page is the map. Each module says on top of its file what it does and what it never does.
+//!
+//! # Layers
+//!
+//! Arrows only point downwards. `tests/it/tidy.rs` holds the same table against every `use crate::` line; a new arrow
+//! is a design decision, made in that table and here.
+//!
+//! | layer | what | uses |
+//! |---|---|---|
+//! | [`cli`], `main` | one file per command; [`cli::server`] joins all sections into a running server | everything |
+//! | [`config`] | one table of keys: flags, environment, file, defaults | nothing that runs |
+//! | [`http`] | axum, status codes, the router on one screen | `service access api nix` |
+//! | [`web`] | pages for people | `service access` |
+//! | [`client`] | typed calls over [`api`], login state | `api nix tlog` |
+//! | [`service`] | what a caller can ask for | `nix tlog time access vault storage db` |
+//! | [`db`] | rows; the only SQL text; SQLite and Postgres from one text | `nix time access`, sealed types of `vault` |
+//! | [`storage`] | objects in a folder or in S3; the only code that spells an object's path | `nix` |
+//! | [`vault`] | the only code that sees a private key in clear | `nix` |
+//! | [`access`] | who may do what, as plain values: caller, action, scope, token | `time` |
+//! | [`api`] | the JSON of `/api/v1` | `nix tlog` |
+//! | [`nix`] | formats: base 32, hashes, store paths, NAR, narinfo, signatures | – |
+//! | [`tlog`] | the leaves of the signature log | – |
+//! | [`time`] | the clock | – |
+//!
+//! # Invariants
+//!
+//! - `nix`, `tlog`, `access` and `api` do no I/O, are not async, and never ask for the time or for randomness.
+//! - `vault` never returns a private key, and never talks to the database. `db` knows only what is sealed.
+//! - `storage` never shows a half-written object, and never relies on conditional writes.
+//! - `db` never decides who may do what; `http` neither: it reads a credential, asks the service, spells the answer.
+//! - In `service` one function reaches the key of a cache, `service::sign`. Two call it: `service::publish`, for a
+//!   `Verified`, which only a comparison with measured values makes, and `service::realisations`, for an output that is
+//!   published.
+//! - No network or storage call happens inside a transaction. Rows are the truth; storage follows through the outbox.
+//! - Whatever signs, mints or records evidence passes the gate shared, as the first statement of its transaction;
+//!   whatever revokes, suspends, deletes or seals passes it exclusive; bookkeeping that neither depends on rights nor
+//!   changes them goes around it ([`db::Gate`]). The log's row is locked last.
+//! - Signature, evidence, leaf and outbox row are committed together, or not at all.
+//! - Reads need no key: paths are signed when they are published. A sealed server reads and revokes.
+//! - A request never panics the process; an error never holds a secret; each limit is stated, and named when it is hit.
+//!
+//! # The five ways through the house
+//!
+//! 1. **`PUT /push/{cache}/nar/…`** `http::binary_cache` authenticates, then `service::ingest`: right, admission, then one
+//!    pass over the stream (`service::measure`): count and hash the file, decompress, count and hash the NAR, strict
+//!    grammar, scan for store paths, while [`storage`] takes it as an upload. Only a file whose hash is its name is
+//!    completed, and recorded in [`db::measured`].
+//! 2. **`PUT /push/{cache}/{hash}.narinfo`** `service::publish`: parse, find what was measured, compare every claim
+//!    (`Verified::check`), keep foreign signatures that verify. One transaction: gate, token and cache again, references,
+//!    the path's row, evidence, signatures, leaves, outbox. Another claim for a published path is recorded as a conflict
+//!    instead. Then `service::release` writes the narinfo, and the answer waits for that at most 5 s.
+//! 3. **`GET /{cache}/{hash}.narinfo`** from memory (`service::memory`, at most a second old) or rendered from rows
+//!    (`service::read`). **`GET /{cache}/nar/…`** only if the rows say that a published path has it: streamed from
+//!    [`storage`], whole or in part, or a redirect.
+//! 4. **Revoke** `http::api` → `service::tokens`: gate exclusive, rows of the token and of what it issued, audit rows,
+//!    leaves, and the change epoch, which makes every replica forget within a second what it remembered.
+//! 5. **First start** [`cli::server::Server::start`]: listen, open the database (migrations), storage (the mark of its
+//!    owner), vault; `service::setup` makes what is absent in one transaction; then the workers begin: change epoch, seal
+//!    epoch, release, sweeper, last uses.
+//!
+//! # To add an endpoint
+//!
+//! 1. Its bodies in [`api`], with a doc comment on each field: they become the OpenAPI document.
+//! 2. What it needs of the rows: a function in the [`db`] file of that table, with a test in `on_each_database!`.
+//! 3. The use case in [`service`]: `require` the right first; if it changes something, one transaction that begins at the
+//!    gate, asks `recheck`, and ends with `record` (audit row and leaf). Errors are [`service::Error`], without status.
+//! 4. The handler in `http/api/<resource>.rs`, a few lines, and its route in that file's router. A new error variant makes
+//!    `http/error.rs` ask for its status.
+//! 5. The call in `client/calls.rs` and the command in `cli/<group>.rs`, with one example in its help.
+//! 6. `NARVAULT_TEST_BLESS=1 cargo test --test it openapi`, and a test at the route in `tests/it`.
 
 #![deny(unsafe_code)]
 
 pub mod access;
 pub mod api;
+pub mod cli;
 pub mod client;
 pub mod config;
 pub mod db;

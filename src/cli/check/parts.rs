@@ -1,0 +1,401 @@
+//! The parts that `narvault check` looks at, each for itself: a part that is broken does not hide the others.
+//!
+//! Makes no database, no key and no row; only storage that is there gets a probe, which is removed.
+
+use std::path::{Path, PathBuf};
+
+use super::report::Report;
+use crate::cli::server;
+use crate::config::{Config, DatabaseUrl, StorageUrl, Vault};
+use crate::db::cluster::ClusterRow;
+use crate::db::{self, DbSettings, Inspection, OpenError, Schema};
+use crate::storage::StorageError;
+use crate::time::{Clock, Timestamp};
+use crate::vault::{KekRow, KeyFile, OpenVault, Passphrase, SlotKind, SlotRow, SlotSecret, memory};
+
+/// What the database says, for the checks that come after.
+pub enum Known {
+    /// A server was started on it.
+    SetUp(Rows),
+    /// None was.
+    Fresh,
+    /// It could not be read, so nothing can be said.
+    Nothing,
+}
+
+/// What the vault and the storage are held against.
+pub struct Rows {
+    cluster: ClusterRow,
+    slots: Vec<SlotRow>,
+    keks: Vec<KekRow>,
+}
+
+/// Looks at the database, and at the clock beside it.
+pub async fn database(report: &mut Report, config: &Config, clock: &Clock) -> Known {
+    const PART: &str = "database";
+    let settings = match server::db_settings(config) {
+        Ok(settings) => settings,
+        Err(error) => {
+            report.fail(PART, format!("{error:#}"), "look at `database.url` and `database.password_file`");
+            return Known::Nothing;
+        }
+    };
+    let place = config.database.url.to_string();
+    let mut inspection = match Inspection::open(&settings).await {
+        Ok(Some(inspection)) => inspection,
+        Ok(None) => {
+            report.warn(PART, format!("{place}: not set up yet"), SERVE);
+            return Known::Fresh;
+        }
+        Err(error) => {
+            report.fail(PART, format!("{place}: {}", told(&error)), reach_hint(config));
+            return Known::Nothing;
+        }
+    };
+    let known = look(report, &mut inspection, &settings, &place, clock).await;
+    let closed = inspection.close().await;
+    match (known, closed) {
+        (Err(error), _) | (Ok(_), Err(error)) => {
+            report.fail(PART, format!("{place}: {}", told(&error)), reach_hint(config));
+            Known::Nothing
+        }
+        (Ok(known), Ok(())) => known,
+    }
+}
+
+async fn look(
+    report: &mut Report,
+    inspection: &mut Inspection,
+    settings: &DbSettings,
+    place: &str,
+    clock: &Clock,
+) -> db::Result<Known> {
+    const PART: &str = "database";
+    let server = inspection.server().await?;
+    report.ok(PART, format!("{server} answers at {place}"));
+    let schema = match inspection.schema().await {
+        Ok(schema) => schema,
+        Err(error @ OpenError::Newer { .. }) => {
+            report.fail(PART, told(&error), "run the version that migrated it, or a later one");
+            return Ok(Known::Nothing);
+        }
+        Err(error @ OpenError::Altered { .. }) => {
+            report.fail(PART, told(&error), "run a released binary");
+            return Ok(Known::Nothing);
+        }
+        Err(error) => {
+            report.fail(PART, told(&error), "look at the rights of the database user");
+            return Ok(Known::Nothing);
+        }
+    };
+    match schema {
+        Schema::Absent => report.warn(PART, "the database is empty: not set up yet", SERVE),
+        Schema::Behind { pending } => report.warn(
+            PART,
+            format!("schema is {pending} migrations behind this binary"),
+            "take a backup; the next start of `narvault serve` migrates",
+        ),
+        Schema::Current { applied } => {
+            report.ok(PART, format!("schema is that of this binary ({applied} migrations)"));
+        }
+    }
+    match (settings, inspection.synchronous_commit().await?) {
+        (_, Some(found)) if found == "off" => report.fail(
+            PART,
+            "synchronous_commit is off: what was acknowledged may be lost",
+            "ALTER DATABASE … SET synchronous_commit = on",
+        ),
+        (_, Some(found)) => report.ok(PART, format!("commits are durable (synchronous_commit = {found})")),
+        (_, None) => report.ok(PART, "commits are durable (write-ahead log, synchronous = full)"),
+    }
+    match schema {
+        Schema::Absent => return Ok(Known::Fresh),
+        Schema::Behind { .. } => return Ok(Known::Nothing),
+        Schema::Current { .. } => {}
+    }
+    clock_beside(report, clock.now(), inspection.clock().await?, inspection.newest_audit().await?);
+    let connection = inspection.connection();
+    let Some(cluster) = db::cluster::read(connection).await? else {
+        report.warn(PART, "no cluster in the database: not set up yet", SERVE);
+        return Ok(Known::Fresh);
+    };
+    let slots = db::vault::slots(connection).await?.into_iter().map(|(slot, _)| slot).collect();
+    let keks = db::vault::keks(connection).await?;
+    report.ok(PART, format!("cluster {} since {}", cluster.cluster_id, cluster.created_at));
+    Ok(Known::SetUp(Rows { cluster, slots, keks }))
+}
+
+/// Holds this machine's clock against the database's, and against what was written down last.
+fn clock_beside(report: &mut Report, now: Timestamp, database: Option<Timestamp>, newest: Option<Timestamp>) {
+    const PART: &str = "clock";
+    const HINT: &str = "let both machines follow an NTP server; tokens end by these clocks";
+    if let Some(newest) = newest.filter(|newest| newest.0 > now.0 + SKEW_MILLIS_MAX) {
+        report.fail(PART, format!("it is {now} here, and the newest audit row is of {newest}"), HINT);
+        return;
+    }
+    match database {
+        Some(there) if (there.0 - now.0).abs() > SKEW_MILLIS_MAX => {
+            report.fail(PART, format!("it is {now} here, and {there} at the database"), HINT);
+        }
+        Some(_) => report.ok(PART, format!("{now}, as at the database")),
+        None => report.ok(PART, format!("{now}")),
+    }
+}
+
+/// Writes, reads and removes a probe, and looks whose storage it is.
+pub async fn storage(report: &mut Report, config: &Config, known: &Known) {
+    const PART: &str = "storage";
+    let place = config.storage.url.to_string();
+    if let StorageUrl::Disk { path } = &config.storage.url
+        && !path.exists()
+    {
+        match known {
+            Known::Fresh => report.warn(PART, format!("{place}: not set up yet"), SERVE),
+            Known::SetUp(_) | Known::Nothing => report.fail(
+                PART,
+                format!("{place} is not there"),
+                "mount it, or put its folder back from the backup",
+            ),
+        }
+        return;
+    }
+    let storage = match server::open_storage(config).await {
+        Ok(storage) => storage,
+        Err(error) => {
+            report.fail(
+                PART,
+                format!("{place}: {error:#}"),
+                "look at `storage.url` and at the folder's rights",
+            );
+            return;
+        }
+    };
+    match storage.check().await {
+        Ok(()) => report.ok(PART, format!("{place}: a probe was written, read and removed")),
+        Err(error) => {
+            report.fail(PART, format!("{place}: {}", told(&error)), storage_hint(&config.storage.url));
+            return;
+        }
+    }
+    match (storage.owner().await, known) {
+        (Err(error), _) => report.fail(PART, told(&error), storage_hint(&config.storage.url)),
+        (Ok(Some(found)), Known::SetUp(rows)) if found == rows.cluster.cluster_id => {
+            report.ok(PART, "marked as this cluster's");
+        }
+        (Ok(Some(found)), Known::SetUp(rows)) => {
+            let error = StorageError::OtherCluster { found, expected: rows.cluster.cluster_id.clone() };
+            report.fail(PART, told(&error), "give each cluster a bucket, folder or prefix of its own");
+        }
+        (Ok(Some(found)), Known::Fresh) => report.fail(
+            PART,
+            format!("marked as cluster {found}'s, and the database here is not that cluster's"),
+            "bring back that cluster's database, or set another `storage.url`",
+        ),
+        (Ok(Some(found)), Known::Nothing) => report.ok(PART, format!("marked as cluster {found}'s")),
+        (Ok(None), Known::SetUp(_)) => report.warn(PART, "not marked as this cluster's", SERVE),
+        (Ok(None), Known::Fresh | Known::Nothing) => report.ok(PART, "not marked as any cluster's"),
+    }
+}
+
+/// Tries the configured key on the vault's slots, as a start would.
+pub async fn vault(report: &mut Report, config: &Config, known: Known) {
+    const PART: &str = "vault";
+    key_file_place(report, config, &known);
+    let Rows { cluster, slots, keks } = match known {
+        Known::SetUp(rows) if !rows.keks.is_empty() => rows,
+        Known::SetUp(_) | Known::Fresh => {
+            report.warn(PART, "not set up yet", SERVE);
+            return;
+        }
+        Known::Nothing => {
+            report.warn(PART, "not looked at: the database could not be read", "mend the database first");
+            return;
+        }
+    };
+    let kinds: Vec<&str> = slots.iter().map(|slot| slot.kind.as_str()).collect();
+    if slots.len() == 1 {
+        let detail = format!("one slot only ({})", kinds.join(", "));
+        let hint =
+            "if its secret is lost, so is every key: keep a copy of it apart from the database's backups";
+        report.warn(PART, detail, hint);
+    } else {
+        report.ok(PART, format!("{} slots ({})", slots.len(), kinds.join(", ")));
+    }
+    let by_hand = opens_by_hand(config) && slots.iter().any(|slot| slot.kind == SlotKind::Passphrase);
+    let kind = configured_kind(config);
+    let config = config.clone();
+    let opened = tokio::task::spawn_blocking(move || -> anyhow::Result<String> {
+        let secret = configured_secret(&config)?;
+        let vault = OpenVault::open(&cluster.cluster_id, &slots, &keks, &secret)?;
+        Ok(vault.opened_by().to_owned())
+    })
+    .await;
+    let opened = opened.unwrap_or_else(|panic| Err(panic.into()));
+    match (opened, cluster.sealed_by_hand_at) {
+        (Ok(slot), None) => report.ok(PART, format!("the configured {kind} opens slot {slot}")),
+        (Ok(slot), Some(since)) => report.warn(
+            PART,
+            format!("sealed by hand since {since}; the configured {kind} would open slot {slot}"),
+            "reads and revocations go on; `narvault vault unseal --configured` ends it",
+        ),
+        (Err(_), _) if by_hand => report.warn(
+            PART,
+            "a server that starts is sealed until somebody types the passphrase",
+            "`narvault vault unseal`; or set `vault.passphrase_file`",
+        ),
+        (Err(error), _) => report.fail(
+            PART,
+            format!("a server that starts now is sealed: {error:#}"),
+            "mend that; reads and revocations go on meanwhile",
+        ),
+    }
+    if memory::lock_was_refused() {
+        report.warn(
+            PART,
+            "the system refuses to lock memory: keys may reach swap space",
+            "raise RLIMIT_MEMLOCK (LimitMEMLOCK= of systemd)",
+        );
+    } else {
+        report.ok(PART, "secrets are kept in locked memory");
+    }
+}
+
+/// Warns of a key file that every copy of the data takes along.
+fn key_file_place(report: &mut Report, config: &Config, known: &Known) {
+    const PART: &str = "vault";
+    if configured_kind(config) != SlotKind::KeyFile {
+        return;
+    }
+    let path = key_file(config);
+    if !path.exists() {
+        if matches!(known, Known::Fresh) && config.vault.key_file.is_some() {
+            let hint = format!("make it: `(umask 077; head -c 32 /dev/urandom > {})`", path.display());
+            report.fail(PART, format!("key file {} is absent", path.display()), hint);
+        }
+        return;
+    }
+    if let Err(error) = KeyFile::read(&path) {
+        // Where there is a vault, trying to open it tells the same.
+        if !matches!(known, Known::SetUp(_)) {
+            report.fail(PART, told(&error), "the server cannot use it like that");
+        }
+        return;
+    }
+    let folders = [Some(config.server.data.clone()), database_folder(config)];
+    if folders.iter().flatten().any(|folder| lies_below(&path, folder)) {
+        report.warn(
+            PART,
+            format!("key file {} lies beside the data", path.display()),
+            "whoever copies the folder has the keys; for production set `vault.key_file` to a place elsewhere",
+        );
+    } else {
+        report.ok(
+            PART,
+            format!("key file {} lies apart from the data, only its owner can read it", path.display()),
+        );
+    }
+}
+
+fn database_folder(config: &Config) -> Option<PathBuf> {
+    match &config.database.url {
+        DatabaseUrl::Sqlite(path) => path.parent().map(Path::to_owned),
+        DatabaseUrl::Postgres(_) => None,
+    }
+}
+
+fn lies_below(path: &Path, folder: &Path) -> bool {
+    // A folder that is not there holds nothing.
+    match (path.canonicalize(), folder.canonicalize()) {
+        (Ok(path), Ok(folder)) => path.starts_with(folder),
+        _ => false,
+    }
+}
+
+/// What a server would try, in its order.
+fn configured_kind(config: &Config) -> SlotKind {
+    match (&config.vault.key_file, &config.vault.passphrase_file) {
+        (None, Some(_)) => SlotKind::Passphrase,
+        _ => SlotKind::KeyFile,
+    }
+}
+
+/// Whether no key is given at all, as after a first start with a passphrase that was not left behind.
+fn opens_by_hand(config: &Config) -> bool {
+    let Vault { key_file, passphrase_file } = &config.vault;
+    key_file.is_none() && passphrase_file.is_none() && !config.key_file_default().exists()
+}
+
+fn configured_secret(config: &Config) -> anyhow::Result<SlotSecret> {
+    match (&config.vault.key_file, &config.vault.passphrase_file) {
+        (None, Some(path)) => Ok(SlotSecret::Passphrase(Passphrase::read_file(path)?)),
+        _ => Ok(SlotSecret::KeyFile(KeyFile::read(&key_file(config))?)),
+    }
+}
+
+fn key_file(config: &Config) -> PathBuf {
+    config.vault.key_file.clone().unwrap_or_else(|| config.key_file_default())
+}
+
+/// An error and what lies under it.
+fn told(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Some errors of libraries tell their cause themselves.
+        if !text.ends_with(&cause_text) {
+            text.push_str(&format!(": {cause_text}"));
+        }
+        source = cause.source();
+    }
+    text
+}
+
+fn reach_hint(config: &Config) -> &'static str {
+    match &config.database.url {
+        DatabaseUrl::Sqlite(_) => "look at the file's owner and rights; run this as the server's user",
+        DatabaseUrl::Postgres(_) => {
+            "is the server up, and do host, user, password and database name agree with it?"
+        }
+    }
+}
+
+fn storage_hint(url: &StorageUrl) -> &'static str {
+    match url {
+        StorageUrl::Disk { .. } => "look at the folder's owner and rights; run this as the server's user",
+        StorageUrl::S3(_) => {
+            "look at endpoint, region, path_style and the AWS credentials; the key needs to list, read, write and \
+             delete in the bucket"
+        }
+    }
+}
+
+const SERVE: &str = "`narvault serve` does it at its first start";
+
+/// Half of the leeway that a token's times are given; NTP keeps clocks within a few milliseconds.
+const SKEW_MILLIS_MAX: i64 = 30_000;
+
+#[cfg(test)]
+mod tests {
+    use super::super::report::Status;
+    use super::*;
+
+    fn clock_line(now: i64, database: Option<i64>, newest: Option<i64>) -> Status {
+        let mut report = Report::default();
+        clock_beside(&mut report, Timestamp(now), database.map(Timestamp), newest.map(Timestamp));
+        report.checks[0].status
+    }
+
+    #[test]
+    fn a_clock_that_went_back_or_differs_is_a_failure() {
+        for (now, database, newest, expected) in [
+            (1_000_000, None, None, Status::Ok),
+            (1_000_000, Some(1_000_500), Some(999_000), Status::Ok),
+            (1_000_000, Some(1_060_000), None, Status::Fail),
+            (1_000_000, Some(940_000), None, Status::Fail),
+            (1_000_000, None, Some(1_060_000), Status::Fail),
+        ] {
+            assert_eq!(clock_line(now, database, newest), expected, "{now} {database:?} {newest:?}");
+        }
+    }
+}
