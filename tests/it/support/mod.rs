@@ -1,0 +1,60 @@
+//! What tests stand on: servers in this process and in processes of their own, databases, storages, real Nix,
+//! and ways to disturb them. Nothing beyond localhost.
+
+pub mod api;
+pub mod chaos;
+pub mod client;
+pub mod database;
+pub mod nix;
+pub mod s3;
+pub mod server;
+pub mod storage;
+
+use std::time::Duration;
+
+/// Most time that anything waited for may take; a test that needs it has failed.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the environment says about the machine that tests run on.
+#[expect(clippy::disallowed_methods, reason = "tests have no configuration; these are their settings")]
+pub fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Asks again and again until `found` has something. For what cannot be waited for: the state of another process.
+pub async fn until<T>(what: &str, mut found: impl AsyncFnMut() -> Option<T>) -> T {
+    let mut ticks = tokio::time::interval(Duration::from_millis(20));
+    let asking = async {
+        loop {
+            ticks.tick().await;
+            if let Some(found) = found().await {
+                return found;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, asking).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
+}
+
+/// Says which real parts the tests ran with, and refuses to go without one that `NARVAULT_TEST_REQUIRE` names:
+/// a gate must not pass because a part was silently not there.
+#[tokio::test]
+async fn the_required_real_parts_are_there() {
+    let required = variable("NARVAULT_TEST_REQUIRE").unwrap_or_default();
+    let generations = nix::Nix::generations().await;
+    let versions: Vec<&str> = generations.iter().map(|nix| nix.version.as_str()).collect();
+    let parts = [
+        ("postgres", variable("NARVAULT_TEST_POSTGRES").map(|_| "NARVAULT_TEST_POSTGRES".to_owned())),
+        ("s3", variable("NARVAULT_TEST_S3_ENDPOINT")),
+        ("nix", nix::Nix::host().await.map(|nix| nix.version)),
+        ("nix-versions", (versions.len() >= 3).then(|| versions.join(" "))),
+    ];
+
+    for (part, found) in &parts {
+        println!("{part}: {}", found.as_deref().unwrap_or("not here, tests with it are skipped"));
+    }
+    for name in required.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        let part = parts.iter().find(|(part, _)| *part == name);
+        let found = part.unwrap_or_else(|| panic!("NARVAULT_TEST_REQUIRE names {name}, which no test knows"));
+        assert!(found.1.is_some(), "NARVAULT_TEST_REQUIRE names {name}, but it is not here");
+    }
+}
