@@ -293,24 +293,18 @@ pub async fn published_among(
         .collect()
 }
 
-/// The published paths of this cache whose narinfo names this file, at most `limit`, as base names.
-pub async fn published_with_file(
-    connection: &mut Connection,
-    cache: CacheId,
-    file: &NarFileName,
-    limit: i64,
-) -> Result<Vec<String>> {
-    let rows: Vec<(String,)> = sqlx::query_as(
-        "SELECT c.store_path FROM claims c JOIN paths p ON p.id = c.path_id AND p.claim_id = c.id \
-         WHERE c.file_hash = $1 AND c.ext = $2 AND p.cache_id = $3 AND p.state = 'published' LIMIT $4",
+/// Whether the narinfo of a published path of this cache names this file.
+pub async fn is_published(connection: &mut Connection, cache: CacheId, file: &NarFileName) -> Result<bool> {
+    let row: Option<(String,)> = sqlx::query_as(
+        "SELECT c.id FROM claims c JOIN paths p ON p.id = c.path_id AND p.claim_id = c.id \
+         WHERE c.file_hash = $1 AND c.ext = $2 AND p.cache_id = $3 AND p.state = 'published' LIMIT 1",
     )
     .bind(file.hash.base32())
     .bind(file.extension.as_str())
     .bind(cache.to_string())
-    .bind(limit)
-    .fetch_all(connection)
+    .fetch_optional(connection)
     .await?;
-    Ok(rows.into_iter().map(|(path,)| path).collect())
+    Ok(row.is_some())
 }
 
 /// The published paths of this cache that carry this NAR, in whatever file, at most `limit`.

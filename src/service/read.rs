@@ -116,9 +116,7 @@ impl Service {
         let mut connection = self.inner.db.read().await?;
         let row = measured::find(&mut connection, cache.id, &file).await?;
         let Some(row) = row.filter(|row| row.state == FileState::Stored) else { return Ok(None) };
-        if side == Side::Pull
-            && paths::published_with_file(&mut connection, cache.id, &file, 1).await?.is_empty()
-        {
+        if side == Side::Pull && !paths::is_published(&mut connection, cache.id, &file).await? {
             return Ok(None);
         }
         let key = super::key_of(cache, CacheObject::Nar(file))?;
