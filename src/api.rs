@@ -3,8 +3,12 @@
 //! Never holds behaviour. Unknown fields of requests are refused; answers may grow fields. Times are
 //! RFC 3339 in UTC, sizes are bytes, hashes are spelled as Nix spells them.
 
+mod push;
+
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
+
+pub use push::*;
 
 /// An error: RFC 9457 `application/problem+json`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -359,8 +363,12 @@ pub struct MissingRequest {
 
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct MissingAnswer {
-    /// Those that are not published here, in the order asked.
+    /// Those that are to be pushed, in the order asked.
     pub missing: Vec<String>,
+    /// Those that are not published here and need not be: an upstream of this cache has them, with its valid
+    /// signature, and the cache says `upstream_paths = skip`.
+    #[serde(default)]
+    pub upstream: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize, IntoParams)]

@@ -148,7 +148,7 @@ fn examples() -> BTreeMap<&'static str, Value> {
         ("JwkSet", value(&jwks())),
         ("KeyCreate", json!({})),
         ("KeyView", value(&key)),
-        ("MissingAnswer", value(&MissingAnswer { missing: vec![hash(HELLO)] })),
+        ("MissingAnswer", value(&MissingAnswer { missing: vec![hash(HELLO)], upstream: vec![] })),
         ("MissingRequest", value(&MissingRequest { hashes: vec![hash(HELLO), hash(GLIBC)] })),
         ("Page_AuditView", value(&page(audit))),
         ("Page_CacheView", value(&page(cache))),

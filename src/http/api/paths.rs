@@ -52,7 +52,10 @@ pub(super) async fn missing(
     let hashes = asked.hashes.iter().map(|text| parse("hashes", text));
     let hashes = hashes.collect::<std::result::Result<Vec<StorePathHash>, _>>()?;
     let missing = app.service.missing(&call, &cache, &hashes).await?;
-    Ok(Json(MissingAnswer { missing: missing.iter().map(ToString::to_string).collect() }))
+    Ok(Json(MissingAnswer {
+        missing: missing.iter().map(ToString::to_string).collect(),
+        upstream: Vec::new(),
+    }))
 }
 
 /// List paths
