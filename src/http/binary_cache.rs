@@ -20,7 +20,8 @@ use crate::nix::cache_info::CACHE_INFO_SIZE_BYTES_MAX;
 use crate::nix::compression::{NarFileName, ParseNarFileNameError};
 use crate::nix::realisation::REALISATION_SIZE_BYTES_MAX;
 use crate::service::{
-    Auxiliary, CacheObject, CacheRow, Call, Error, NarHandle, Published, RenderedNarInfo, Side,
+    Auxiliary, CacheObject, CacheRow, Call, Error, Liveness, NarHandle, Published, RenderedNarInfo, Room,
+    Side,
 };
 
 /// What a path below a cache's URL names.
@@ -66,7 +67,7 @@ pub(super) async fn push(State(app): State<App>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let mut body = RequestBody::new(&parts.headers, body);
     let answer = async {
-        let call = request::call(&app, &parts).await?;
+        let call = request::call(&app, &parts, Liveness::Recent).await?;
         let Some(cache) = cache else { return Err(unknown_cache(&call).into()) };
         let row = app.service.cache_to_push(&call, &cache).await?;
         match (&parts.method, named) {
@@ -117,7 +118,7 @@ async fn find_to_pull(
     {
         return Ok(cache);
     }
-    let call = request::call(app, parts).await?;
+    let call = request::call(app, parts, Liveness::Recent).await?;
     match name {
         Some(name) => Ok(app.service.cache_to_pull(&call, &name).await?),
         None => Err(unknown_cache(&call).into()),

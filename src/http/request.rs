@@ -9,17 +9,17 @@ use axum::http::{HeaderMap, header};
 use super::App;
 use super::error::Refusal;
 use crate::access::Credential;
-use crate::service::{Call, Origin};
+use crate::service::{Call, Liveness, Origin};
 
 /// The id of a request, as a header, in the log and in audit rows.
 #[derive(Debug, Clone)]
 pub(super) struct RequestId(pub String);
 
 /// Authenticates: no credential is anonymous, a bad one is refused.
-pub(super) async fn call(app: &App, parts: &Parts) -> Result<Call, Refusal> {
+pub(super) async fn call(app: &App, parts: &Parts, liveness: Liveness) -> Result<Call, Refusal> {
     let values = parts.headers.get_all(header::AUTHORIZATION).iter().map(|value| value.as_bytes());
     let credential = Credential::from_headers(values);
-    let caller = app.service.authenticate(&credential).await?;
+    let caller = app.service.authenticate(&credential, liveness).await?;
     Ok(Call { caller, origin: origin(app, parts) })
 }
 

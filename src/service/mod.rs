@@ -40,6 +40,7 @@ use tokio_util::task::TaskTracker;
 pub use audit::AuditQuery;
 pub use auxiliary::Auxiliary;
 pub use caches::{CacheChange, CacheDetails, NewCache};
+pub use auth::Liveness;
 pub use call::{Call, Origin};
 pub use contributors::{ContributorChange, ContributorDetails};
 pub use error::{Conflict, Error, Rejection};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::measure::MeasureLimits;
-use super::{Call, FirstStart, Limits, OpenSettings, Origin, Service, TokenRequest, VaultSettings};
+use super::{Call, FirstStart, Limits, Liveness, OpenSettings, Origin, Service, TokenRequest, VaultSettings};
 use crate::access::{Caller, ContributorName, Credential, TokenText};
 use crate::db::Db;
 use crate::db::contributors::ContributorKind;
@@ -109,5 +109,5 @@ pub fn anonymous() -> Call {
 
 /// Who shows this token, to this replica.
 pub async fn caller(service: &Service, token: &TokenText) -> super::Result<Caller> {
-    service.authenticate(&Credential::Token(token.clone())).await
+    service.authenticate(&Credential::Token(token.clone()), Liveness::Recent).await
 }

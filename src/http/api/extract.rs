@@ -19,7 +19,7 @@ use crate::http::error::Refusal;
 use crate::http::{App, request};
 use crate::nix::signature::KeyName;
 use crate::nix::store_path::StorePathHash;
-use crate::service::{Call, Error, Rejection};
+use crate::service::{Call, Error, Liveness, Rejection};
 
 /// Largest JSON body, in bytes: the biggest request that people write is a cache with a few upstreams, below 4 KiB.
 const BODY_SIZE_BYTES_MAX: u64 = 256 * 1024;
@@ -73,7 +73,7 @@ impl FromRequestParts<App> for Anyone {
     type Rejection = Refused;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
-        Ok(Self(request::call(app, parts).await?))
+        Ok(Self(request::call(app, parts, Liveness::Now).await?))
     }
 }
 
@@ -81,7 +81,7 @@ impl FromRequestParts<App> for Holder {
     type Rejection = Refused;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
-        let call = request::call(app, parts).await?;
+        let call = request::call(app, parts, Liveness::Now).await?;
         match call.caller.token() {
             Some(_) => Ok(Self(call)),
             None => Err(Denied::Unauthenticated.into()),
@@ -138,7 +138,7 @@ impl<T: PathName> FromRequestParts<App> for Named<T> {
             return Ok(Self(name));
         }
         // As for an unknown one: 401 to a stranger, 403 to a token that sees only some, 404 to an admin.
-        request::call(app, parts).await?.caller.require(&Action::Administer)?;
+        request::call(app, parts, Liveness::Now).await?.caller.require(&Action::Administer)?;
         Err(Error::NotFound(T::THING).into())
     }
 }

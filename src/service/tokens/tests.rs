@@ -6,7 +6,7 @@ use crate::access::Credential;
 use crate::db::audit::Outcome;
 use crate::db::log;
 use crate::db::testing::{self as rows, NOON, TestDb, on_each_database};
-use crate::service::{AuditQuery, ContributorChange};
+use crate::service::{AuditQuery, ContributorChange, Liveness};
 
 fn id(text: &TokenText, server: &TestService) -> TokenId {
     server.service.verify_token(text, server.clock.now()).unwrap().token
@@ -240,7 +240,10 @@ on_each_database! {
 
         server.service.revoke_token(&server.admin().await, id(&ci, &server), "x", false).await.unwrap();
 
-        // What this replica remembers is good for reads only.
+        // What this replica remembers is good for reading and pushing, and for nothing that administers.
+        let shown = Credential::Token(ci.clone());
+        let refused = replica.authenticate(&shown, Liveness::Now).await;
+        assert!(matches!(refused, Err(Error::Unauthenticated(_))));
         let issued = replica.issue_token(&remembered, &request("ci", "pull:main", 60)).await;
         assert!(matches!(issued, Err(Error::Unauthenticated(_))), "{issued:?}");
         replica.note_change().await;
@@ -283,10 +286,10 @@ on_each_database! {
             format!("Bearer {}", short.expose()),
         ] {
             let credential = Credential::from_headers([header.as_bytes()]);
-            let refused = server.service.authenticate(&credential).await;
+            let refused = server.service.authenticate(&credential, Liveness::Recent).await;
             assert!(matches!(refused, Err(Error::Unauthenticated(_))), "{header}: {refused:?}");
         }
-        let nobody = server.service.authenticate(&Credential::None).await.unwrap();
+        let nobody = server.service.authenticate(&Credential::None, Liveness::Recent).await.unwrap();
         assert_eq!(nobody, Caller::Anonymous);
     }
 
