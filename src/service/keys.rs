@@ -43,6 +43,7 @@ impl Service {
             // Exclusive: from the commit on, every publication is signed with it.
             let mut tx = self.inner.db.begin(Gate::Exclusive).await?;
             self.recheck(&mut tx, call, &Action::Administer, now).await?;
+            self.recheck_open(&mut tx).await?;
             let cache = caches::by_name(&mut tx, cache).await?.ok_or(Error::NotFound("cache"))?;
             let row = self.insert_cache_key(&mut tx, &cache, source, now).await?;
             self.record(&mut tx, call, vec![created(&row, Some(&cache))], now).await?;

@@ -208,6 +208,7 @@ impl Service {
             .collect();
 
         let new_claim = |path_id: &str| NewClaim {
+        self.recheck_open(&mut tx).await?;
             id: self.new_id(now),
             path_id: path_id.to_owned(),
             claim,

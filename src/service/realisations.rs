@@ -35,6 +35,7 @@ impl Service {
             let now = self.inner.clock.now();
             let mut tx = self.inner.db.begin(Gate::Shared).await?;
             self.recheck(&mut tx, call, &Action::Push(cache.name.clone()), now).await?;
+            self.recheck_open(&mut tx).await?;
             let cache = &self.recheck_cache(&mut tx, &cache).await?;
             let object = entry.key.to_string();
             let fingerprint = entry.fingerprint();

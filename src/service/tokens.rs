@@ -286,6 +286,7 @@ impl Service {
         if minted.contributor.suspended_at.is_some() {
             return Err(Conflict::State("the contributor is suspended").into());
         }
+        self.recheck_open(tx).await?;
         let keys = signing_keys::by_purpose(tx, Purpose::Token).await?;
         let key = keys.iter().rev().find(|row| row.state.signs());
         let key = key.ok_or(Conflict::State("this server has no active key for tokens"))?;

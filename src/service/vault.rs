@@ -12,7 +12,7 @@ use serde_json::json;
 use super::audit::Act;
 use super::{Call, Conflict, Error, Rejection, Result, Service};
 use crate::access::{Action, Caller};
-use crate::db::{DbError, Gate, cluster, vault};
+use crate::db::{Connection, DbError, Gate, Tx, cluster, vault};
 use crate::time::Timestamp;
 use crate::vault::key_file::KeyFileError;
 use crate::vault::passphrase::PassphraseError;
@@ -241,8 +241,18 @@ impl Service {
         if !self.is_open() {
             return Ok(());
         }
-        let row = cluster::read(&mut *self.inner.db.read().await?).await?;
-        let present = row.map(|row| row.seal_epoch);
+        self.follow_seal_epoch_on(&mut *self.inner.db.read().await?).await
+    }
+
+    /// Refuses where the vault is sealed. Whatever uses a key asks this behind the gate: once a seal call has
+    /// answered, no replica signs, mints or makes a key.
+    pub(super) async fn recheck_open(&self, tx: &mut Tx) -> Result<()> {
+        self.follow_seal_epoch_on(tx).await?;
+        self.require_open()
+    }
+
+    async fn follow_seal_epoch_on(&self, connection: &mut Connection) -> Result<()> {
+        let present = cluster::read(connection).await?.map(|row| row.seal_epoch);
         if present != Some(self.inner.door.opened_at.load(Ordering::Acquire)) {
             self.inner.keyring.lock();
             tracing::warn!("sealed: somebody sealed the vault by hand");

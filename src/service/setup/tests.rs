@@ -6,7 +6,7 @@ use crate::access::Caller;
 use crate::db::signing_keys;
 use crate::db::testing::{NOON, TestDb, on_each_database};
 use crate::db::{cluster as cluster_row, log};
-use crate::service::{Unseal, VaultSettings};
+use crate::service::{KeySource, Unseal, VaultSettings};
 
 const PASSPHRASE: &str = "correct horse battery staple";
 
@@ -112,8 +112,11 @@ on_each_database! {
         assert!(server.service.is_open());
 
         let status = server.service.seal(&admin).await.unwrap();
-        replica.follow_seal_epoch().await.unwrap();
 
+        // Also where nobody has told the replica yet.
+        assert!(replica.is_open());
+        let key = replica.create_key(&admin, &"main".parse().unwrap(), &KeySource::New { name: None }).await;
+        assert!(matches!(key, Err(Error::Sealed)), "{key:?}");
         assert!(!status.open && status.sealed_by_hand);
         assert!(!replica.is_open());
         assert!(matches!(server.issue(&admin, "ci", "pull:main").await, Err(Error::Sealed)));
