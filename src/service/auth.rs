@@ -195,7 +195,7 @@ impl Service {
         let uses = self.inner.tokens.take_uses();
         for batch in uses.chunks(USES_BATCH) {
             let written = async {
-                let mut tx = self.inner.db.begin(Gate::Around).await?;
+                let mut tx = self.inner.db.begin_lazy(Gate::Around).await?;
                 tokens::note_uses(&mut tx, batch).await?;
                 tx.commit().await
             };

@@ -162,7 +162,7 @@ impl Service {
         loop {
             let arrival = restarting(|| async {
                 let now = self.inner.clock.now();
-                let mut tx = self.inner.db.begin(Gate::Shared).await?;
+                let mut tx = self.inner.db.begin_lazy(Gate::Shared).await?;
                 self.recheck(&mut tx, call, &Action::Push(cache.name.clone()), now).await?;
                 self.recheck_cache(&mut tx, cache).await?;
                 let new = NewMeasured {

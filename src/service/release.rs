@@ -197,7 +197,7 @@ impl Service {
             }
         };
         let given_back = async {
-            let mut tx = self.inner.db.begin(Gate::Around).await?;
+            let mut tx = self.inner.db.begin_lazy(Gate::Around).await?;
             let now = self.inner.clock.now();
             let terms = &self.inner.lease_terms;
             let landing_until = may_land.then(|| now.plus_millis(terms.attempt_millis_max));
@@ -217,7 +217,7 @@ impl Service {
             // Written a moment ago; if it was wanted again since, its row says so once it is cleared.
             self.finish().await?;
         }
-        let mut tx = self.inner.db.begin(Gate::Around).await?;
+        let mut tx = self.inner.db.begin_lazy(Gate::Around).await?;
         let now = self.inner.clock.now();
         let leased = outbox::lease_one(&mut tx, object, &self.inner.lease_terms, now).await?;
         let waits = leased.is_some() || outbox::waits(&mut tx, object).await?;
@@ -231,7 +231,8 @@ impl Service {
         if done.is_empty() {
             return Ok(());
         }
-        let mut tx = self.inner.db.begin(Gate::Around).await?;
+        self.inner.storage.settle().await?;
+        let mut tx = self.inner.db.begin_lazy(Gate::Around).await?;
         outbox::finish(&mut tx, &done, &self.inner.lease_terms, self.inner.clock.now()).await?;
         tx.commit().await?;
         self.inner.finishing.remove(&done);
@@ -303,7 +304,7 @@ impl Service {
             CacheObject::Realisation(key) => self.realisation_body(cache, key).await?,
         };
         match body {
-            Some(body) => self.inner.storage.put(&key, body).await?,
+            Some(body) => self.inner.storage.put_soon(&key, body).await?,
             None => self.inner.storage.delete(&key, DELETE_TIMEOUT).await?,
         }
         Ok(Done::Yes)

@@ -3,7 +3,7 @@
 //! Never shows a file before it is whole and synced: temporary file, fsync, rename, fsync of the folders.
 //! Never follows a symbolic link below the folder, so nothing outside it can be read or written.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{self, SeekFrom, Write as _};
@@ -66,6 +66,8 @@ pub(super) struct Disk {
     files: AtomicU64,
     /// Folders whose own names this process has synced, all the way up. Nothing here removes folders.
     lasting: Mutex<HashSet<String>>,
+    /// Names of files whose folders are still to be synced, one for each folder.
+    unsettled: Mutex<HashMap<String, String>>,
 }
 
 impl Disk {
@@ -77,7 +79,7 @@ impl Disk {
             let own = make_folder(&root, OWN_FOLDER, FOLDER_MODE)?;
             let temporary = make_folder(&own, "tmp", TEMPORARY_FOLDER_MODE)?;
             let (files, lasting) = (AtomicU64::new(0), Mutex::default());
-            let disk = Self { path, root, temporary, instance, files, lasting };
+            let disk = Self { path, root, temporary, instance, files, lasting, unsettled: Mutex::default() };
             disk.remove_stale(None)?;
             Ok(Arc::new(disk))
         })
@@ -86,11 +88,31 @@ impl Disk {
 
     pub(super) async fn put(self: &Arc<Self>, key: &ObjectKey, bytes: Bytes) -> Result<()> {
         let (disk, name) = (self.clone(), key.to_string());
+        blocking("write a file", move || disk.write(&bytes)?.rename(&name)).await
+    }
+
+    pub(super) async fn put_soon(self: &Arc<Self>, key: &ObjectKey, bytes: Bytes) -> Result<()> {
+        let (disk, name) = (self.clone(), key.to_string());
         blocking("write a file", move || {
-            let mut temporary = disk.temporary()?;
-            temporary.file.write_all(&bytes)?;
-            temporary.file.sync_all()?;
-            temporary.rename(&name)
+            disk.write(&bytes)?.place(&name)?;
+            let folder = folder_of(&name).to_owned();
+            lock(&disk.unsettled).insert(folder, name);
+            Ok(())
+        })
+        .await
+    }
+
+    pub(super) async fn settle(self: &Arc<Self>) -> Result<()> {
+        let disk = self.clone();
+        blocking("sync folders", move || {
+            let names = std::mem::take(&mut *lock(&disk.unsettled));
+            let mut left = names.iter();
+            let settled = left.try_for_each(|(_, name)| disk.sync_folders(name));
+            if settled.is_err() {
+                // Nobody may take for durable what is not: the next call tries them all again.
+                lock(&disk.unsettled).extend(names);
+            }
+            settled
         })
         .await
     }
@@ -201,8 +223,32 @@ impl Disk {
         }
     }
 
-    fn lasting(&self) -> MutexGuard<'_, HashSet<String>> {
-        self.lasting.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A new temporary file with these bytes, synced.
+    fn write(self: &Arc<Self>, bytes: &[u8]) -> io::Result<Temporary> {
+        let mut temporary = self.temporary()?;
+        temporary.file.write_all(bytes)?;
+        temporary.file.sync_all()?;
+        Ok(temporary)
+    }
+
+    /// Makes durable that a file stands under this name.
+    fn sync_folders(&self, name: &str) -> io::Result<()> {
+        let Some((folders, _)) = self.folders(name, false)? else { return Ok(()) };
+        rustix::fs::fsync(&folders[folders.len() - 1])?;
+        // Those above once each: another writer may have made one of them a moment ago and not synced it
+        // yet. Not every time: a flush of the disk takes milliseconds, even where nothing was changed.
+        let folder = folder_of(name);
+        if !lock(&self.lasting).contains(folder) {
+            for folder in folders.iter().rev().skip(1) {
+                rustix::fs::fsync(folder)?;
+            }
+            let mut lasting = lock(&self.lasting);
+            if lasting.len() >= LASTING_MAX {
+                lasting.clear();
+            }
+            lasting.insert(folder.to_owned());
+        }
+        Ok(())
     }
 
     /// Opens the folders that lead to `name`, outermost first, and says what is left: the file's name.
@@ -368,25 +414,18 @@ struct Temporary {
 
 impl Temporary {
     /// Makes the synced file the object `name`, and that durable.
-    fn rename(mut self, name: &str) -> io::Result<()> {
+    fn rename(self, name: &str) -> io::Result<()> {
+        let disk = self.disk.clone();
+        self.place(name)?;
+        disk.sync_folders(name)
+    }
+
+    /// Makes the synced file the object `name`: whole for every reader, durable once its folders are synced.
+    fn place(mut self, name: &str) -> io::Result<()> {
         let (folders, file_name) = self.disk.folders(name, true)?.ok_or(io::ErrorKind::NotFound)?;
         let folder = &folders[folders.len() - 1];
         rustix::fs::renameat(&self.disk.temporary, &self.name, folder, file_name)?;
         self.renamed = true;
-        rustix::fs::fsync(folder)?;
-        // Those above once each: another writer may have made one of them a moment ago and not synced it
-        // yet. Not every time: a flush of the disk takes milliseconds, even where nothing was changed.
-        let folder_name = name.strip_suffix(file_name).unwrap_or(name);
-        if !self.disk.lasting().contains(folder_name) {
-            for folder in folders.iter().rev().skip(1) {
-                rustix::fs::fsync(folder)?;
-            }
-            let mut lasting = self.disk.lasting();
-            if lasting.len() >= LASTING_MAX {
-                lasting.clear();
-            }
-            lasting.insert(folder_name.to_owned());
-        }
         Ok(())
     }
 }
@@ -436,6 +475,15 @@ const FOLDER_FLAGS: OFlags =
 
 fn open_folder(parent: impl AsFd, name: &str) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat(parent, name, FOLDER_FLAGS, Mode::empty())
+}
+
+/// The part of an object's name that names its folder, with the last slash.
+fn folder_of(name: &str) -> &str {
+    &name[..name.rfind('/').map_or(0, |slash| slash + 1)]
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Opens a folder, making it if absent. The parent is synced, so that what is written inside can last.

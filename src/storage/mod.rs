@@ -114,6 +114,23 @@ impl Storage {
         }
     }
 
+    /// The same, but a power failure may take the object away again until [`Storage::settle`] has answered: for
+    /// whoever writes many and knows which to write once more.
+    pub async fn put_soon(&self, key: &ObjectKey, bytes: Bytes) -> Result<()> {
+        match &self.backend {
+            Backend::Disk(disk) => disk.put_soon(key, bytes).await,
+            Backend::S3(s3) => s3.put(key, bytes).await,
+        }
+    }
+
+    /// Makes everything durable that [`Storage::put_soon`] has written.
+    pub async fn settle(&self) -> Result<()> {
+        match &self.backend {
+            Backend::Disk(disk) => disk.settle().await,
+            Backend::S3(_) => Ok(()),
+        }
+    }
+
     /// Begins to write an object of any size, which becomes visible only by [`Sealed::complete`].
     pub async fn upload(&self, key: &ObjectKey) -> Result<Upload> {
         match &self.backend {
