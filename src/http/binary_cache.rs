@@ -267,8 +267,7 @@ async fn put(
         }
         CacheObject::Narinfo(hash) => {
             let max = service.narinfo_size_bytes_max();
-            service.require_open()?;
-            let text = encoding::decoded(headers, body.read(max, "the narinfo").await?, max).await?;
+            let (_room, text) = whole(app, headers, body, max, "the narinfo").await?;
             return match service.put_narinfo(call, cache, hash, &text).await? {
                 Published::New => Ok(StatusCode::CREATED.into_response()),
                 Published::Again => Ok(StatusCode::OK.into_response()),
@@ -276,8 +275,7 @@ async fn put(
         }
         CacheObject::Realisation(key) => {
             let max = REALISATION_SIZE_BYTES_MAX as u64;
-            service.require_open()?;
-            let text = encoding::decoded(headers, body.read(max, "the realisation").await?, max).await?;
+            let (_room, text) = whole(app, headers, body, max, "the realisation").await?;
             service.put_realisation(call, cache, key, &text).await?;
             return Ok(StatusCode::CREATED.into_response());
         }
@@ -286,10 +284,26 @@ async fn put(
         CacheObject::DebugInfo(key) => Auxiliary::DebugInfo(key),
     };
     let max = service.auxiliary_size_bytes_max();
-    service.require_open()?;
-    let text = encoding::decoded(headers, body.read(max, "the object").await?, max).await?;
-    service.put_auxiliary(call, cache, &auxiliary, text).await?;
+    let (_room, text) = whole(app, headers, body, max, "the object").await?;
+    service.put_auxiliary(call, cache, auxiliary, text).await?;
     Ok(StatusCode::CREATED.into_response())
+}
+
+/// A body that is held whole, decoded, with the memory that it was admitted to. Waits for that memory before the
+/// first byte is read.
+async fn whole(
+    app: &App,
+    headers: &HeaderMap,
+    body: &mut RequestBody,
+    max: u64,
+    what: &'static str,
+) -> Result<(Room, Vec<u8>), Refusal> {
+    app.service.require_open()?;
+    let size = body.size_at_most(max, what)?;
+    let decoded = if headers.contains_key(header::CONTENT_ENCODING) { max } else { 0 };
+    let room = app.service.room_for(COPIES_HELD * size.max(decoded)).await?;
+    let text = encoding::decoded(headers, body.read(max, what).await?, max).await?;
+    Ok((room, text))
 }
 
 /// Takes the cache's name and the object out of a URL. `None`: a name that no cache can have.
@@ -316,6 +330,9 @@ fn split(uri: &Uri, prefix: &str) -> (Option<CacheName>, Named) {
 fn cache_control(cache: &CacheRow, public: &'static str) -> HeaderValue {
     HeaderValue::from_static(if cache.public { public } else { "private, no-store" })
 }
+
+/// A small body stands in memory as it came, decoded or parsed, and compressed for its row.
+const COPIES_HELD: u64 = 3;
 
 const SHORT_LIVED: &str = "public, max-age=60";
 const IMMUTABLE: &str = "public, max-age=31536000, immutable";

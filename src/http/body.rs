@@ -35,11 +35,18 @@ impl RequestBody {
         self.stated_size
     }
 
+    /// How much of a body with this limit there may be, as far as is known before it is read. `what` names it in
+    /// the refusal.
+    pub fn size_at_most(&self, max: u64, what: &'static str) -> Result<u64, Refusal> {
+        match self.stated_size {
+            Some(size) if size > max => Err(Error::TooLarge { what, max }.into()),
+            stated => Ok(stated.unwrap_or(max)),
+        }
+    }
+
     /// Reads a small body whole. `what` names it in the refusal.
     pub async fn read(&mut self, max: u64, what: &'static str) -> Result<Bytes, Refusal> {
-        if self.stated_size.is_some_and(|size| size > max) {
-            return Err(Error::TooLarge { what, max }.into());
-        }
+        self.size_at_most(max, what)?;
         let mut whole = BytesMut::new();
         let reading = async {
             while let Some(piece) = self.next().await {

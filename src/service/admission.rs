@@ -23,6 +23,11 @@ pub(super) struct Admission {
     wait: Duration,
 }
 
+/// Memory for a body that is held whole; dropping it gives it back.
+pub struct Room {
+    _memory: OwnedSemaphorePermit,
+}
+
 /// A place; dropping it gives it back.
 pub(super) struct Place {
     _token: OwnedSemaphorePermit,
@@ -44,18 +49,27 @@ impl Admission {
 
     /// Waits for a place for an upload that may cost `bytes` of memory.
     pub async fn enter(&self, token: TokenId, bytes: u64) -> Result<Place> {
-        // More than there is would wait for ever: such an upload gets all, and is alone.
-        let pieces = u32::try_from(bytes.div_ceil(PIECE_BYTES)).unwrap_or(u32::MAX).min(self.memory_pieces);
         let of_token = self.of_token(token);
         let both = async {
-            let token = of_token.acquire_owned().await;
-            let memory = Arc::clone(&self.memory).acquire_many_owned(pieces).await;
-            token.and_then(|token| memory.map(|memory| Place { _token: token, _memory: memory }))
+            let token = of_token.acquire_owned().await.map_err(|closed| Error::Internal(closed.into()))?;
+            Ok(Place { _token: token, _memory: self.memory(bytes).await? })
         };
-        match tokio::time::timeout(self.wait, both).await {
-            Ok(place) => place.map_err(|closed| Error::Internal(closed.into())),
+        tokio::time::timeout(self.wait, both).await.unwrap_or(Err(Error::Busy))
+    }
+
+    /// Waits for memory for a body of at most `bytes` that is held whole. It counts for no token: it is short.
+    pub async fn room(&self, bytes: u64) -> Result<Room> {
+        match tokio::time::timeout(self.wait, self.memory(bytes)).await {
+            Ok(memory) => Ok(Room { _memory: memory? }),
             Err(_) => Err(Error::Busy),
         }
+    }
+
+    async fn memory(&self, bytes: u64) -> Result<OwnedSemaphorePermit> {
+        // More than there is would wait for ever: such an upload gets all, and is alone.
+        let pieces = u32::try_from(bytes.div_ceil(PIECE_BYTES)).unwrap_or(u32::MAX).min(self.memory_pieces);
+        let memory = Arc::clone(&self.memory).acquire_many_owned(pieces).await;
+        memory.map_err(|closed| Error::Internal(closed.into()))
     }
 
     fn of_token(&self, token: TokenId) -> Arc<Semaphore> {
@@ -101,7 +115,21 @@ mod tests {
 
         assert!(matches!(admission.enter(token(2), 1).await, Err(Error::Busy)));
 
+        assert!(matches!(admission.room(1).await, Err(Error::Busy)));
+
         drop(whole);
         assert!(admission.enter(token(2), 1).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_small_body_needs_memory_but_no_place_of_its_token() {
+        let admission = Admission::new(2 * PIECE_BYTES, 1, Duration::from_secs(120));
+        let _upload = admission.enter(token(1), PIECE_BYTES).await.unwrap();
+        let room = admission.room(PIECE_BYTES).await.unwrap();
+
+        assert!(matches!(admission.room(1).await, Err(Error::Busy)));
+
+        drop(room);
+        assert!(admission.room(1).await.is_ok());
     }
 }

@@ -3,8 +3,6 @@
 //! Never visible before the path that they belong to is published by the same contributor; logs, which
 //! belong to a derivation, are visible at once and stay the first one's.
 
-use std::io::Read as _;
-
 use bytes::Bytes;
 
 use super::release::Release;
@@ -53,7 +51,7 @@ impl Service {
         &self,
         call: &Call,
         cache: &CacheName,
-        object: &Auxiliary,
+        object: Auxiliary,
         body: Vec<u8>,
     ) -> Result<()> {
         let pusher = self.pusher(call, cache).await?;
@@ -63,8 +61,15 @@ impl Service {
         if body.len() as u64 > max {
             return Err(Error::TooLarge { what: "the object", max });
         }
-        let (subject, body) = check_body(object, body)?;
-        let compressed = compress(body).await?;
+        let checked = object.clone();
+        let (subject, compressed) = blocking(move || {
+            let (subject, body) = check_body(&checked, body)?;
+            // Rows keep bodies small: listings and logs shrink tenfold.
+            let compressed = zstd::encode_all(&body[..], COMPRESSION_LEVEL);
+            Ok((subject, compressed.map_err(|error| Error::Internal(error.into()))?))
+        })
+        .await?;
+        let object = &object;
         let released = restarting(|| async {
             let now = self.inner.clock.now();
             let mut tx = self.inner.db.begin(Gate::Shared).await?;
@@ -124,7 +129,11 @@ impl Service {
     pub async fn auxiliary(&self, cache: &CacheRow, object: &Auxiliary) -> Result<Option<Bytes>> {
         let mut connection = self.inner.db.read().await?;
         let body = auxiliary::visible_body(&mut connection, cache.id, object.kind(), &object.name()).await?;
-        body.map(|body| decompress(&body)).transpose()
+        drop(connection);
+        match body {
+            Some(body) => Ok(Some(decompressed(body).await?)),
+            None => Ok(None),
+        }
     }
 
     /// Whether the path is published and this contributor's push supports it.
@@ -175,19 +184,18 @@ pub(super) fn object_named(kind: AuxiliaryKind, name: &str) -> Option<CacheObjec
     }
 }
 
-/// Rows keep bodies small: listings and logs shrink tenfold.
-async fn compress(body: Vec<u8>) -> Result<Vec<u8>> {
-    let compressed = tokio::task::spawn_blocking(move || zstd::encode_all(&body[..], COMPRESSION_LEVEL));
-    let compressed = compressed.await.map_err(|panic| Error::Internal(panic.into()))?;
-    compressed.map_err(|error| Error::Internal(error.into()))
+/// The body of a row. What stands there was written by [`Service::put_auxiliary`], so its size is bounded already.
+pub(super) async fn decompressed(body: Vec<u8>) -> Result<Bytes> {
+    blocking(move || {
+        let plain = zstd::decode_all(&body[..]);
+        Ok(Bytes::from(plain.map_err(|error| Error::Internal(error.into()))?))
+    })
+    .await
 }
 
-/// The body of a row. What stands there was written by [`compress`], so its size is bounded already.
-pub(super) fn decompress(body: &[u8]) -> Result<Bytes> {
-    let mut plain = Vec::new();
-    let mut decoder = zstd::Decoder::new(body).map_err(|error| Error::Internal(error.into()))?;
-    decoder.read_to_end(&mut plain).map_err(|error| Error::Internal(error.into()))?;
-    Ok(Bytes::from(plain))
+/// Bodies of 16 MiB take their time: not on the threads that answer others.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|panic| Error::Internal(panic.into()))?
 }
 
 const COMPRESSION_LEVEL: i32 = 3;

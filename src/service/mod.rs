@@ -38,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use audit::AuditQuery;
+pub use admission::Room;
 pub use auxiliary::Auxiliary;
 pub use caches::{CacheChange, CacheDetails, NewCache};
 pub use auth::Liveness;
@@ -48,7 +49,7 @@ pub use keys::KeySource;
 pub use memory::RenderedNarInfo;
 pub use paths::{DeletedPath, PathDetails, PathQuery};
 pub use publish::Published;
-pub use read::{NarHandle, Side};
+pub use read::{Missing, NarHandle, Side};
 pub use setup::{FIRST_ADMIN, FIRST_CACHE, FirstStart};
 pub use status::OutboxBacklog;
 pub use tokens::{IssuedToken, TokenQuery, TokenRequest, Whoami};
@@ -237,6 +238,11 @@ impl Service {
     pub fn narinfo_size_bytes_max(&self) -> u64 {
         self.inner.limits.narinfo_size_bytes_max
     }
+    /// Waits for memory for a body of at most `bytes` that is held whole until what it returns is dropped.
+    pub async fn room_for(&self, bytes: u64) -> Result<Room> {
+        self.inner.admission.room(bytes).await
+    }
+
 
     /// Largest listing, log or link taken in, in bytes.
     pub fn auxiliary_size_bytes_max(&self) -> u64 {

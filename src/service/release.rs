@@ -225,7 +225,7 @@ impl Service {
         Ok(leased.ok_or(if waits { Done::Later } else { Done::Yes }))
     }
 
-    /// Clears the rows of what was written, in one transaction.
+    /// Clears the rows of what was written, in one transaction, once it is certain to last.
     async fn finish(&self) -> Result<()> {
         let done = self.inner.finishing.all();
         if done.is_empty() {
@@ -341,7 +341,10 @@ impl Service {
 
     async fn auxiliary_body(&self, cache: CacheId, kind: AuxiliaryKind, name: &str) -> Result<Option<Bytes>> {
         let body = auxiliary::visible_body(&mut *self.inner.db.read().await?, cache, kind, name).await?;
-        body.map(|body| super::auxiliary::decompress(&body)).transpose()
+        match body {
+            Some(body) => Ok(Some(super::auxiliary::decompressed(body).await?)),
+            None => Ok(None),
+        }
     }
 
     async fn realisation_body(
