@@ -15,9 +15,10 @@
 //! | [`http`] | axum, status codes, the router on one screen | `service access api nix` |
 //! | [`web`] | pages for people | `service access` |
 //! | [`client`] | typed calls over [`api`], login state | `api nix tlog` |
-//! | [`service`] | what a caller can ask for | `nix tlog time access vault storage db` |
+//! | [`service`] | what a caller can ask for | `nix tlog time access vault storage db upstream` |
 //! | [`db`] | rows; the only SQL text; SQLite and Postgres from one text | `nix time access`, sealed types of `vault` |
 //! | [`storage`] | objects in a folder or in S3; the only code that spells an object's path | `nix` |
+//! | [`upstream`] | other binary caches, asked over the network whether they hold a path | `nix` |
 //! | [`vault`] | the only code that sees a private key in clear | `nix` |
 //! | [`access`] | who may do what, as plain values: caller, action, scope, token | `time` |
 //! | [`api`] | the JSON of `/api/v1` | `nix tlog` |
@@ -86,5 +87,6 @@ pub mod service;
 pub mod storage;
 pub mod time;
 pub mod tlog;
+pub mod upstream;
 pub mod vault;
 pub mod web;

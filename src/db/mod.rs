@@ -26,6 +26,7 @@ pub mod signing_keys;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod tokens;
+pub mod upstream_paths;
 pub mod vault;
 
 pub use error::DbError;

@@ -144,8 +144,14 @@ async fn get(
     let absent = || Error::NotFound("object in this cache");
     let text = match &object {
         CacheObject::Narinfo(hash) => {
-            let narinfo = app.service.narinfo(cache, *hash).await?.ok_or_else(absent)?;
-            return Ok(narinfo_response(cache, headers, &narinfo));
+            if let Some(narinfo) = app.service.narinfo(cache, *hash).await? {
+                return Ok(narinfo_response(cache, headers, &narinfo));
+            }
+            if side == Side::Pull {
+                return Err(absent().into());
+            }
+            // Whoever pushes need not send what an upstream holds, if the cache says so.
+            app.service.upstream_narinfo(cache, *hash).await?.map(|signed| Bytes::from(signed.to_string()))
         }
         CacheObject::Nar(file) => {
             let nar = app.service.nar(cache, *file, side).await?.ok_or_else(absent)?;

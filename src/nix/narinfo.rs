@@ -136,8 +136,7 @@ impl NarInfo {
     pub fn parse(body: &[u8]) -> Result<Self, NarInfoError> {
         let fields = Fields::split(body)?;
 
-        let path =
-            StorePath::from_absolute(fields.required(Field::StorePath)?).map_err(NarInfoError::StorePath)?;
+        let claim = fields.claim()?;
         let url = fields.required(Field::Url)?;
         let file = url.strip_prefix("nar/").ok_or(NarInfoError::UrlFolder)?;
         let file: NarFileName = file.parse().map_err(NarInfoError::Url)?;
@@ -154,18 +153,43 @@ impl NarInfo {
         }
         let file_size =
             fields.optional(Field::FileSize).map(|text| parse_size(Field::FileSize, text)).transpose()?;
-        let nar_hash = parse_hash::<NarHash>(Field::NarHash, fields.required(Field::NarHash)?)?;
-        let nar_size = parse_size(Field::NarSize, fields.required(Field::NarSize)?)?;
-        let references = parse_references(fields.optional(Field::References).unwrap_or_default())
-            .map_err(NarInfoError::References)?;
         let deriver = match fields.optional(Field::Deriver) {
             None | Some("unknown-deriver") => None,
             Some(base_name) => Some(StorePath::from_base_name(base_name).map_err(NarInfoError::Deriver)?),
         };
         let ca = fields.optional(Field::Ca).map(|text| text.parse().map_err(NarInfoError::Ca)).transpose()?;
 
-        let claim = Claim { path, nar_hash, nar_size, references };
         Ok(Self { claim, file, compression, file_size, deriver, signatures: fields.signatures()?, ca })
+    }
+}
+
+/// The part of a narinfo that is signed, with its signatures: all that counts where somebody else serves the file,
+/// by whatever name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignedClaim {
+    pub claim: Claim,
+    /// As they came, duplicates dropped. None has been verified.
+    pub signatures: Vec<Signature>,
+}
+
+impl SignedClaim {
+    /// Reads a narinfo of another cache.
+    pub fn parse(body: &[u8]) -> Result<Self, NarInfoError> {
+        let fields = Fields::split(body)?;
+        Ok(Self { claim: fields.claim()?, signatures: fields.signatures()? })
+    }
+}
+
+/// A narinfo that Nix can read, for clients that only ask whether the path is there: its `URL` names no file.
+impl fmt::Display for SignedClaim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "StorePath: {}", self.claim.path)?;
+        writeln!(f, "URL: nar/{}.nar", self.claim.nar_hash.base32())?;
+        writeln!(f, "Compression: none")?;
+        writeln!(f, "NarHash: {}", self.claim.nar_hash)?;
+        writeln!(f, "NarSize: {}", self.claim.nar_size)?;
+        writeln!(f, "References: {}", self.claim.references_text())?;
+        Signature::sorted_texts(&self.signatures).iter().try_for_each(|text| writeln!(f, "Sig: {text}"))
     }
 }
 
@@ -220,6 +244,17 @@ impl<'a> Fields<'a> {
 
     fn required(&self, field: Field) -> Result<&'a str, NarInfoError> {
         self.optional(field).ok_or(NarInfoError::Missing { field })
+    }
+
+    /// The tuple that is signed.
+    fn claim(&self) -> Result<Claim, NarInfoError> {
+        let path =
+            StorePath::from_absolute(self.required(Field::StorePath)?).map_err(NarInfoError::StorePath)?;
+        let nar_hash = parse_hash::<NarHash>(Field::NarHash, self.required(Field::NarHash)?)?;
+        let nar_size = parse_size(Field::NarSize, self.required(Field::NarSize)?)?;
+        let references = parse_references(self.optional(Field::References).unwrap_or_default())
+            .map_err(NarInfoError::References)?;
+        Ok(Claim { path, nar_hash, nar_size, references })
     }
 
     fn signatures(&self) -> Result<Vec<Signature>, NarInfoError> {

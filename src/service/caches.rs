@@ -106,7 +106,7 @@ impl Service {
             public: new.public,
             priority: new.priority.unwrap_or(PRIORITY_DEFAULT),
             prefix,
-            upstream_paths: available(new.upstream_paths.unwrap_or(UpstreamPaths::Store))?,
+            upstream_paths: new.upstream_paths.unwrap_or(UpstreamPaths::Store),
             undeclared_references: new.undeclared_references.unwrap_or(UndeclaredReferences::Record),
             upstreams,
             created_at: now,
@@ -163,7 +163,7 @@ impl Service {
             let after = CacheRow {
                 public: change.public.unwrap_or(before.public),
                 priority: change.priority.unwrap_or(before.priority),
-                upstream_paths: available(change.upstream_paths.unwrap_or(before.upstream_paths))?,
+                upstream_paths: change.upstream_paths.unwrap_or(before.upstream_paths),
                 undeclared_references: change.undeclared_references.unwrap_or(before.undeclared_references),
                 upstreams,
                 ..before.clone()
@@ -262,17 +262,6 @@ impl Service {
         self.record_after(&mut tx, call, leaves, acts, now).await?;
         tx.commit().await?;
         Ok(last)
-    }
-}
-
-/// Refuses what this version cannot do: nothing asks an upstream over the network yet.
-fn available(upstream_paths: UpstreamPaths) -> Result<UpstreamPaths> {
-    match upstream_paths {
-        UpstreamPaths::Store => Ok(upstream_paths),
-        UpstreamPaths::Skip => {
-            Err(Rejection::value("upstream_paths", "`skip` is not there yet in this version; use `store`")
-                .into())
-        }
     }
 }
 

@@ -114,6 +114,11 @@ pub enum Rejection {
          with `nix --refresh copy` if Nix believes that it is here"
     )]
     MissingReference { path: StorePath, missing: StorePath },
+    #[error(
+        "{missing}, to which {path} refers, is not published in this cache, and the upstream {url} did not \
+         answer whether it holds it; push again later, or push that path too"
+    )]
+    UpstreamSilent { path: StorePath, missing: StorePath, url: String },
     #[error("the NAR of {path} mentions {found}, which is published here and not among its references")]
     UndeclaredReference { path: StorePath, found: StorePath },
     #[error("narinfo's CA does not fit: that content would be {computed}, not {path}")]
@@ -133,6 +138,18 @@ pub enum Rejection {
     /// A value of a JSON request; `field` names it.
     #[error("{field}: {why}")]
     Value { field: &'static str, why: String },
+}
+
+impl Error {
+    /// Says of a reference that is missing here that it may well be at an upstream, if one was `silent`.
+    pub(super) fn of_silent_upstream(self, silent: Option<String>) -> Self {
+        match (self, silent) {
+            (Self::Rejected(Rejection::MissingReference { path, missing }), Some(url)) => {
+                Rejection::UpstreamSilent { path, missing, url }.into()
+            }
+            (error, _) => error,
+        }
+    }
 }
 
 impl Rejection {

@@ -29,6 +29,7 @@ mod sweep;
 #[cfg(test)]
 mod testing;
 mod tokens;
+mod upstreams;
 mod vault;
 
 use std::sync::Arc;
@@ -37,11 +38,11 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use audit::AuditQuery;
 pub use admission::Room;
+pub use audit::AuditQuery;
+pub use auth::Liveness;
 pub use auxiliary::Auxiliary;
 pub use caches::{CacheChange, CacheDetails, NewCache};
-pub use auth::Liveness;
 pub use call::{Call, Origin};
 pub use contributors::{ContributorChange, ContributorDetails};
 pub use error::{Conflict, Error, Rejection};
@@ -71,6 +72,7 @@ use crate::db::outbox::LeaseTerms;
 use crate::db::{Db, DbError, Tx, epoch};
 use crate::storage::{ObjectKey, Storage};
 use crate::time::{Clock, Timestamp};
+use crate::upstream::Upstreams;
 use crate::vault::{Keyring, random};
 use admission::Admission;
 use auth::LiveTokens;
@@ -92,6 +94,7 @@ pub struct Service {
 struct Inner {
     db: Db,
     storage: Storage,
+    upstreams: Upstreams,
     keyring: Keyring,
     clock: Clock,
     limits: Limits,
@@ -166,6 +169,7 @@ impl Service {
             keyring: Keyring::sealed(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
+            upstreams: Upstreams::new().map_err(|error| Error::Internal(error.into()))?,
             db,
             storage,
             clock,
@@ -234,15 +238,15 @@ impl Service {
         if self.inner.keyring.is_open() { Ok(()) } else { Err(Error::Sealed) }
     }
 
-    /// Largest narinfo taken in, in bytes.
-    pub fn narinfo_size_bytes_max(&self) -> u64 {
-        self.inner.limits.narinfo_size_bytes_max
-    }
     /// Waits for memory for a body of at most `bytes` that is held whole until what it returns is dropped.
     pub async fn room_for(&self, bytes: u64) -> Result<Room> {
         self.inner.admission.room(bytes).await
     }
 
+    /// Largest narinfo taken in, in bytes.
+    pub fn narinfo_size_bytes_max(&self) -> u64 {
+        self.inner.limits.narinfo_size_bytes_max
+    }
 
     /// Largest listing, log or link taken in, in bytes.
     pub fn auxiliary_size_bytes_max(&self) -> u64 {

@@ -9,10 +9,11 @@ use serde_json::Value;
 
 use super::leaves::{Leaf, LeafEvent};
 use super::release::{Release, Wanted};
+use super::upstreams::{self, REFERENCES_PATIENCE};
 use super::{Call, Conflict, Error, Rejection, Result, Service};
 use crate::access::{Action, CacheName, TokenCaller};
 use crate::db::auxiliary::{self, AuxiliaryKind};
-use crate::db::caches::{CacheRow, UndeclaredReferences};
+use crate::db::caches::{CacheRow, UndeclaredReferences, UpstreamPaths};
 use crate::db::evidence::{self, Source};
 use crate::db::measured::{self, FileState, Measured};
 use crate::db::paths::{self, NewClaim, PathRow, PathState};
@@ -85,8 +86,10 @@ impl Service {
         let measured = self.measured_and_present(&cache, &narinfo).await?;
         let verified = Verified::check(narinfo, measured)?;
         let foreign = self.verified_foreign_signatures(&cache, &verified).await?;
+        let silent = self.ask_for_references(&cache, &verified).await?;
 
-        let outcome = restarting(|| self.publish_once(call, &cache, &pusher, &verified, &foreign)).await?;
+        let outcome = restarting(|| self.publish_once(call, &cache, &pusher, &verified, &foreign)).await;
+        let outcome = outcome.map_err(|error| error.of_silent_upstream(silent))?;
         match outcome {
             Outcome::Published(published, objects) => {
                 tracing::info!(
@@ -128,6 +131,24 @@ impl Service {
         tx.commit().await?;
         tracing::error!(cache = %cache.name, %file, "a NAR is missing from storage, or of another size");
         Err(Rejection::LostNar(file).into())
+    }
+
+    /// Finds out whether upstreams hold those references that are not published here, where that is enough for
+    /// this cache. Answers with an upstream that was silent.
+    async fn ask_for_references(&self, cache: &CacheRow, verified: &Verified) -> Result<Option<String>> {
+        let claim = &verified.narinfo.claim;
+        let others = claim.references.iter().filter(|path| **path != claim.path);
+        let mut asked: BTreeSet<_> = others.map(StorePath::hash).collect();
+        if cache.upstream_paths == UpstreamPaths::Store || asked.is_empty() {
+            return Ok(None);
+        }
+        let mut connection = self.inner.db.read().await?;
+        let hashes = asked.iter().map(StorePathHash::as_str);
+        for path in paths::published_among(&mut connection, cache.id, hashes).await? {
+            asked.remove(&path.hash());
+        }
+        drop(connection);
+        Ok(self.held_upstream(cache, asked, REFERENCES_PATIENCE).await?.silent)
     }
 
     /// Those `Sig:` lines that a known key of somebody else made. Lines under our own names, under unknown
@@ -187,6 +208,7 @@ impl Service {
         let claim = &verified.narinfo.claim;
         let mut tx = self.inner.db.begin(Gate::Shared).await?;
         self.recheck(&mut tx, call, &Action::Push(cache.name.clone()), now).await?;
+        self.recheck_open(&mut tx).await?;
         let cache = &self.recheck_cache(&mut tx, cache).await?;
         let signing = signing_keys::active_of_cache(&mut tx, cache.id).await?;
         if signing.is_empty() {
@@ -208,7 +230,6 @@ impl Service {
             .collect();
 
         let new_claim = |path_id: &str| NewClaim {
-        self.recheck_open(&mut tx).await?;
             id: self.new_id(now),
             path_id: path_id.to_owned(),
             claim,
@@ -478,7 +499,8 @@ fn check_content_address(
     Ok((Some(actual), None))
 }
 
-/// Every reference must be published here, or be the path itself. Answers with the hashes that the NAR
+/// Every reference must be published here, or be held by an upstream where the cache says that this is enough, or
+/// be the path itself. Answers with the hashes that the NAR
 /// mentions, that are published here, and that are not claimed.
 async fn check_references(tx: &mut Tx, cache: &CacheRow, verified: &Verified) -> Result<String> {
     let claim = &verified.narinfo.claim;
@@ -492,8 +514,10 @@ async fn check_references(tx: &mut Tx, cache: &CacheRow, verified: &Verified) ->
     }
     let published: BTreeSet<StorePath> =
         paths::published_among(tx, cache.id, asked).await?.into_iter().collect();
-    let missing = claim.references.iter().find(|path| **path != claim.path && !published.contains(*path));
-    if let Some(missing) = missing {
+    let elsewhere = claim.references.iter().filter(|path| **path != claim.path && !published.contains(*path));
+    let elsewhere: Vec<_> = elsewhere.collect();
+    let held = upstreams::known(tx, cache, &elsewhere.iter().map(|path| path.hash()).collect()).await?;
+    if let Some(missing) = elsewhere.into_iter().find(|path| !held.contains(*path)) {
         let (path, missing) = (claim.path.clone(), missing.clone());
         return Err(Rejection::MissingReference { path, missing }.into());
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::memory::RenderedNarInfo;
+use super::upstreams::CLOSURE_PATIENCE;
 use super::{Call, Error, Result, Service};
 use crate::access::{Action, CacheName};
 use crate::db::caches::{self, CacheRow};
@@ -28,6 +29,14 @@ pub enum Side {
     Pull,
     /// Every NAR that is stored, for a pusher to know what need not be sent again.
     Push,
+}
+
+/// What a cache does not hold, of what was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    pub to_push: Vec<StorePathHash>,
+    /// Held by an upstream, which is enough for this cache.
+    pub upstream: Vec<StorePathHash>,
 }
 
 /// A NAR that may be served.
@@ -142,18 +151,18 @@ impl Service {
     }
 
     /// Those of `hashes` that are not published in `cache`, in the order asked.
-    pub async fn missing(
-        &self,
-        call: &Call,
-        cache: &CacheName,
-        hashes: &[StorePathHash],
-    ) -> Result<Vec<StorePathHash>> {
+    pub async fn missing(&self, call: &Call, cache: &CacheName, hashes: &[StorePathHash]) -> Result<Missing> {
         let cache = self.cache_to_push(call, cache).await?;
         let mut connection = self.inner.db.read().await?;
         let asked = hashes.iter().map(StorePathHash::as_str);
         let published = paths::published_among(&mut connection, cache.id, asked).await?;
+        drop(connection);
         let published: std::collections::HashSet<_> = published.iter().map(|path| path.hash()).collect();
-        Ok(hashes.iter().copied().filter(|hash| !published.contains(hash)).collect())
+        let absent: Vec<_> = hashes.iter().copied().filter(|hash| !published.contains(hash)).collect();
+        let held = self.held_upstream(&cache, absent.iter().copied(), CLOSURE_PATIENCE).await?;
+        let held: std::collections::HashSet<_> = held.paths.iter().map(|path| path.hash()).collect();
+        let (upstream, to_push) = absent.into_iter().partition(|hash| held.contains(hash));
+        Ok(Missing { to_push, upstream })
     }
 }
 

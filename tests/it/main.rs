@@ -23,3 +23,4 @@ mod storage;
 mod support;
 mod tidy;
 mod upload_order;
+mod upstreams;

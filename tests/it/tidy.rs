@@ -20,8 +20,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("client", &["api", "nix", "tlog"]),
     ("vault", &["nix"]),
     ("storage", &["nix"]),
+    ("upstream", &["nix"]),
     ("db", &["nix", "time", "access", "vault"]),
-    ("service", &["nix", "tlog", "time", "access", "vault", "storage", "db"]),
+    ("service", &["nix", "tlog", "time", "access", "vault", "storage", "db", "upstream"]),
     ("http", &["service", "access", "api", "nix", "time"]),
     ("web", &["service", "access"]),
 ];
@@ -36,7 +37,11 @@ const HOMES: &[(&str, &[&str], &str)] = &[
     ("axum_server", &["http"], "only `http/` knows the HTTP server"),
     ("tower_http", &["http", "web"], "only `http/` and `web/` know axum's middleware"),
     ("utoipa_axum", &["http"], "only `http/` has a router"),
-    ("StatusCode", &["http", "web", "client"], "a layer below names its error; `http/error.rs` maps it"),
+    (
+        "StatusCode",
+        &["http", "web", "client", "upstream"],
+        "a layer below names its error; `http/error.rs` maps it",
+    ),
     ("aws_config", &["storage"], "S3 is spoken only in `storage/`"),
     ("aws_sdk_s3", &["storage"], "S3 is spoken only in `storage/`"),
     ("aws_smithy_types", &["storage"], "S3 is spoken only in `storage/`"),
@@ -74,8 +79,8 @@ const SQL: &[&str] = &[
 ];
 
 /// Where the parts of an object's path may be spelled. The object's whole name is made by `storage/` alone;
-/// `nix/` has them in the narinfo's `URL:` line, `http/` and `client/` in the routes that Nix prescribes.
-const PATH_SPELLERS: &[&str] = &["storage", "nix", "http", "client"];
+/// `nix/` has them in the narinfo's `URL:` line, `http/`, `client/` and `upstream` in the routes that Nix prescribes.
+const PATH_SPELLERS: &[&str] = &["storage", "nix", "http", "client", "upstream"];
 
 /// What rows of the vault are made of beside `Sealed` and `SealedKey`: names, numbers and sealed records.
 const VAULT_ROWS: &[&str] = &["KekRow", "KeyLabel", "Purpose", "SlotKind", "SlotRow"];

@@ -15,7 +15,7 @@ use crate::api::{
 use crate::http::App;
 use crate::nix::store_path::{STORE_DIR, StorePathHash};
 use crate::service::{
-    self, ConflictRow, DeletedPath, EvidenceRow, PathDetails, PathState, PathSummaryRow, Rejection,
+    self, ConflictRow, DeletedPath, EvidenceRow, Missing, PathDetails, PathState, PathSummaryRow, Rejection,
     SignatureRow,
 };
 use crate::time::Timestamp;
@@ -51,11 +51,9 @@ pub(super) async fn missing(
     }
     let hashes = asked.hashes.iter().map(|text| parse("hashes", text));
     let hashes = hashes.collect::<std::result::Result<Vec<StorePathHash>, _>>()?;
-    let missing = app.service.missing(&call, &cache, &hashes).await?;
-    Ok(Json(MissingAnswer {
-        missing: missing.iter().map(ToString::to_string).collect(),
-        upstream: Vec::new(),
-    }))
+    let Missing { to_push, upstream } = app.service.missing(&call, &cache, &hashes).await?;
+    let texts = |hashes: Vec<StorePathHash>| hashes.iter().map(ToString::to_string).collect();
+    Ok(Json(MissingAnswer { missing: texts(to_push), upstream: texts(upstream) }))
 }
 
 /// List paths

@@ -235,6 +235,26 @@ fn a_content_address_of_another_method_is_read_and_not_printed() {
     assert_eq!(print(&info), AAA);
 }
 
+#[test]
+fn what_another_cache_signs_counts_whatever_its_file_is_called() {
+    let key: PublicKey = GOLDEN_KEY.parse().unwrap();
+    for url in ["nar/anything.nar?hash=x", "https://elsewhere.example/nar/1.nar.lz4"] {
+        let text = with(Field::Url, url);
+        assert!(parse(&text).is_err());
+
+        let signed = SignedClaim::parse(text.as_bytes()).unwrap();
+
+        assert_eq!(signed.claim, parse(AAA).unwrap().claim);
+        assert!(key.verify(signed.claim.fingerprint().as_bytes(), &signed.signatures[0]));
+        assert_eq!(SignedClaim::parse(signed.to_string().as_bytes()), Ok(signed.clone()));
+        // Nix takes it for a narinfo, and so do we.
+        assert_eq!(parse(&signed.to_string()).unwrap().claim, signed.claim);
+    }
+    for field in [Field::StorePath, Field::NarHash, Field::NarSize] {
+        assert_eq!(SignedClaim::parse(without(field).as_bytes()), Err(NarInfoError::Missing { field }));
+    }
+}
+
 fn any_narinfo() -> impl Strategy<Value = NarInfo> {
     let signature = ("[!-9;-~]{1,20}", any::<[u8; 32]>()).prop_map(|(name, half)| Signature {
         name: name.parse().unwrap(),
