@@ -564,6 +564,18 @@ pub struct SlotView {
     pub created_at: String,
 }
 
+/// A further secret that opens the vault: exactly one of the two.
+#[derive(Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SlotCreate {
+    /// At least 14 characters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passphrase: Option<String>,
+    /// The 32 bytes of a key file, in base64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<String>,
+}
+
 /// `{}` tries the configured key file or passphrase file again (admin); `{passphrase}` hands it in.
 #[derive(Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

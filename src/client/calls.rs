@@ -10,8 +10,8 @@ use crate::api::{
     AuditQuery, AuditView, CacheCreate, CacheDeleteQuery, CacheEdit, CacheView, ClaimRequest,
     ContributorCreate, ContributorEdit, ContributorKeyAdd, ContributorView, JwkSet, KeyCreate, KeyView,
     MissingAnswer, MissingRequest, Page, PageQuery, PathDelete, PathDeleted, PathQuery, PathSummary,
-    PathView, RevokeRequest, Revoked, TokenCreate, TokenIssued, TokenQuery, TokenRenew, TokenReport,
-    TokenView, UnsealRequest, VaultView, VersionView, Whoami,
+    PathView, RevokeRequest, Revoked, SlotCreate, SlotView, TokenCreate, TokenIssued, TokenQuery, TokenRenew,
+    TokenReport, TokenView, UnsealRequest, VaultView, VersionView, Whoami,
 };
 
 impl Client {
@@ -200,6 +200,18 @@ impl Client {
             self.require_token()?;
         }
         self.answer(self.api(Method::POST, &["vault", "unseal"])?.json(body)).await
+    }
+
+    /// Adds a secret that opens the vault.
+    pub async fn slot_add(&self, body: &SlotCreate) -> Result<SlotView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["vault", "slots"])?.json(body)).await
+    }
+
+    /// Takes away one of the secrets that open the vault.
+    pub async fn slot_remove(&self, id: &str) -> Result<(), Error> {
+        self.require_token()?;
+        self.done(self.api(Method::DELETE, &["vault", "slots", id])?).await
     }
 
     /// Closes the vault of every replica, until an unseal.

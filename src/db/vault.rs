@@ -56,6 +56,22 @@ pub async fn insert_slot(connection: &mut Connection, slot: &SlotRow, now: Times
     Ok(())
 }
 
+/// Takes a slot away: its secret opens nothing any more, and what it wrapped is overwritten. False: there is no such
+/// slot.
+pub async fn remove_slot(connection: &mut Connection, id: &str, now: Timestamp) -> Result<bool> {
+    let nothing: &[u8] = &[];
+    let result = sqlx::query(
+        "UPDATE vault_slots SET removed_at = $2, wrapped_root = $3, kcv = $3 \
+         WHERE id = $1 AND removed_at IS NULL",
+    )
+    .bind(id)
+    .bind(now.0)
+    .bind(nothing)
+    .execute(connection)
+    .await?;
+    Ok(result.rows_affected() == 1)
+}
+
 /// The key-encryption keys, oldest first.
 pub async fn keks(connection: &mut Connection) -> Result<Vec<KekRow>> {
     let rows: Vec<(i64, Vec<u8>)> =
@@ -115,6 +131,9 @@ mod tests {
             assert_eq!(slots(&mut tx).await.unwrap(), [(slot, NOON)]);
             assert_eq!(keks(&mut tx).await.unwrap(), std::slice::from_ref(&kek));
             assert!(matches!(insert_kek(&mut tx, &kek, NOON).await, Err(DbError::Duplicate)));
+            assert!(remove_slot(&mut tx, "slot", NOON).await.unwrap());
+            assert!(!remove_slot(&mut tx, "slot", NOON).await.unwrap());
+            assert_eq!(slots(&mut tx).await.unwrap(), []);
         }
     }
 }

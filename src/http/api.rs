@@ -73,6 +73,8 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(vault::show))
         .routes(routes!(vault::unseal))
         .routes(routes!(vault::seal))
+        .routes(routes!(vault::add_slot))
+        .routes(routes!(vault::remove_slot))
         .routes(routes!(server::version))
         .routes(routes!(server::openapi_json))
 }

@@ -24,6 +24,7 @@ mod realisations;
 mod release;
 mod setup;
 mod sign;
+mod slots;
 mod status;
 mod sweep;
 #[cfg(test)]
@@ -52,6 +53,7 @@ pub use paths::{DeletedPath, PathDetails, PathQuery};
 pub use publish::Published;
 pub use read::{Missing, NarHandle, Side};
 pub use setup::{FIRST_ADMIN, FIRST_CACHE, FirstStart};
+pub use slots::{NewSlot, SlotId};
 pub use status::OutboxBacklog;
 pub use tokens::{IssuedToken, TokenQuery, TokenRequest, Whoami};
 pub use vault::{Slot, Unseal, VaultSettings, VaultStatus};

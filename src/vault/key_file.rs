@@ -56,6 +56,12 @@ impl KeyFile {
         Ok(Self(secret))
     }
 
+    /// The content of a key file that somebody sent.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, KeyFileError> {
+        let bytes = bytes.try_into().map_err(|_| KeyFileError::Sent { found: bytes.len() })?;
+        Ok(Self(LockedBytes::copy_of(bytes)?))
+    }
+
     /// The slot key: the file's bytes as they are.
     pub(super) fn slot_key(&self) -> Result<LockedBytes, MemoryError> {
         LockedBytes::copy_of(self.0.expose())
@@ -102,6 +108,8 @@ pub enum KeyFileError {
     Owner { path: PathBuf, owner: u32, user: u32 },
     #[error("key file {} could not be read", path.display())]
     Read { path: PathBuf, source: io::Error },
+    #[error("the content of a key file is {found} bytes, expected exactly {SECRET_BYTES} raw bytes")]
+    Sent { found: usize },
 }
 
 /// The path as one word of a shell command.

@@ -19,6 +19,7 @@ mod refusals;
 mod replicas;
 mod revocation;
 mod secrets;
+mod slots;
 mod storage;
 mod support;
 mod tidy;

@@ -191,19 +191,13 @@ fn examples() -> BTreeMap<&'static str, Value> {
         ("TokenRenew", value(&TokenRenew { expires_in_seconds: Some(2_592_000) })),
         ("TokenReport", value(&TokenReport { token: "nvt_eyJhbGciOi….eyJpc3MiOi….MEUCIQDx…".into() })),
         ("TokenView", value(&token)),
-        ("UnsealRequest", value(&UnsealRequest { passphrase: Some("correct horse battery staple".into()) })),
         (
-            "VaultView",
-            value(&VaultView {
-                state: "open".into(),
-                sealed_by_hand: false,
-                slots: vec![SlotView {
-                    id: KEY_ID.into(),
-                    kind: "passphrase".into(),
-                    created_at: "2026-11-22T13:00:00.000Z".into(),
-                }],
-            }),
+            "SlotCreate",
+            value(&SlotCreate { passphrase: Some("correct horse battery staple".into()), key_file: None }),
         ),
+        ("UnsealRequest", value(&UnsealRequest { passphrase: Some("correct horse battery staple".into()) })),
+        ("SlotView", value(&slot())),
+        ("VaultView", value(&VaultView { state: "open".into(), sealed_by_hand: false, slots: vec![slot()] })),
         (
             "VersionView",
             value(&VersionView {
@@ -278,6 +272,10 @@ fn hash(store_path: &str) -> String {
     base_name.split('-').next().unwrap_or_default().to_owned()
 }
 
+fn slot() -> SlotView {
+    SlotView { id: KEY_ID.into(), kind: "passphrase".into(), created_at: "2026-11-22T13:00:00.000Z".into() }
+}
+
 fn value(example: &impl Serialize) -> Value {
-    serde_json::to_value(example).expect("fields with text names and plain values: declared in api.rs")
+    serde_json::to_value(example).expect("fields with text names and plain values: declared in `api`")
 }

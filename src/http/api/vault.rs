@@ -1,14 +1,16 @@
-//! The vault's door: how it stands, unseal, seal.
+//! The vault's door: how it stands, unseal, seal, and the slots that open it.
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
+use data_encoding::BASE64;
 
-use super::extract::{Anyone, Holder, Result, Unread};
-use super::refusals::{Limited, ToSome, WithBody};
+use super::extract::{Anyone, Holder, Named, Result, Unread};
+use super::refusals::{Conflicts, Limited, Sealed, ToSome, Unknown, WithBody};
 use crate::access::Action;
-use crate::api::{SlotView, UnsealRequest, VaultView};
+use crate::api::{SlotCreate, SlotView, UnsealRequest, VaultView};
 use crate::http::App;
-use crate::service::{Slot, Unseal, VaultStatus};
+use crate::service::{NewSlot, Rejection, Slot, SlotId, Unseal, VaultStatus};
 
 /// Show the vault's state
 ///
@@ -60,15 +62,67 @@ pub(super) async fn seal(State(app): State<App>, Holder(call): Holder) -> Result
     Ok(Json(view(app.service.seal(&call).await?)))
 }
 
-fn view(status: VaultStatus) -> VaultView {
-    let slot = |slot: Slot| SlotView {
-        id: slot.id,
-        kind: slot.kind.as_str().to_owned(),
-        created_at: slot.created_at.rfc3339(),
+/// Add a slot
+///
+/// A further secret that opens the vault, any one of which is enough. A passphrase takes the server a second.
+#[utoipa::path(
+    post, path = "/api/v1/vault/slots", operation_id = "slot_add", tag = "vault",
+    request_body = SlotCreate,
+    responses((status = 201, description = "The slot; never a secret", body = SlotView),
+        ToSome, Conflicts, WithBody, Sealed),
+    security(("bearer" = ["admin"]), ("basic" = ["admin"])),
+)]
+pub(super) async fn add_slot(
+    State(app): State<App>,
+    Anyone(call): Anyone,
+    body: Unread,
+) -> Result<(StatusCode, Json<SlotView>)> {
+    app.service.require(&call, &Action::Administer, "vault-slot-add", "").await?;
+    app.service.require_open()?;
+    let asked: SlotCreate = body.json().await?;
+    let new = match (asked.passphrase, asked.key_file) {
+        (Some(text), None) => NewSlot::passphrase(&text)?,
+        (None, Some(text)) => {
+            let bytes = BASE64.decode(text.as_bytes());
+            NewSlot::key_file(&bytes.map_err(|_| Rejection::value("key_file", "is not base64"))?)?
+        }
+        _ => {
+            return Err(
+                Rejection::value("passphrase", "give exactly one of `passphrase` and `key_file`").into()
+            );
+        }
     };
+    let slot = app.service.add_slot(&call, new).await?;
+    Ok((StatusCode::CREATED, Json(slot_view(slot))))
+}
+
+/// Remove a slot
+///
+/// Its secret opens this vault no longer, but still a copy of the database from before. The last slot stays. Works
+/// while the vault is sealed.
+#[utoipa::path(
+    delete, path = "/api/v1/vault/slots/{slot}", operation_id = "slot_remove", tag = "vault",
+    params(("slot" = String, Path, description = "The slot's id")),
+    responses((status = 204, description = "It is gone"), ToSome, Unknown, Conflicts),
+    security(("bearer" = ["admin"]), ("basic" = ["admin"])),
+)]
+pub(super) async fn remove_slot(
+    State(app): State<App>,
+    Anyone(call): Anyone,
+    Named(slot): Named<SlotId>,
+) -> Result<StatusCode> {
+    app.service.remove_slot(&call, &slot).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn slot_view(slot: Slot) -> SlotView {
+    SlotView { id: slot.id, kind: slot.kind.as_str().to_owned(), created_at: slot.created_at.rfc3339() }
+}
+
+fn view(status: VaultStatus) -> VaultView {
     VaultView {
         state: if status.open { "open" } else { "sealed" }.to_owned(),
         sealed_by_hand: status.sealed_by_hand,
-        slots: status.slots.into_iter().map(slot).collect(),
+        slots: status.slots.into_iter().map(slot_view).collect(),
     }
 }

@@ -1,0 +1,59 @@
+//! What opens the vault can be added to and taken away while the server serves, and the last of it stays.
+
+use narvault::api::{SlotView, VaultView};
+
+use crate::support::database::on_each_database;
+use crate::support::server::{Ended, TestServer};
+
+fn json<T: serde::de::DeserializeOwned>(ended: &Ended) -> T {
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    serde_json::from_str(&ended.stdout).unwrap()
+}
+
+on_each_database! {
+    async fn a_passphrase_joins_the_key_file_and_replaces_it(server: TestServer) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("passphrase");
+        std::fs::write(&file, "correct horse battery staple\n").unwrap();
+        let before: VaultView = json(&server.narvault(["vault", "status", "--json"]).await);
+        let [first] = &before.slots[..] else { panic!("{before:?}") };
+        let alone = server.narvault(["vault", "status"]).await;
+        assert!(alone.stdout.contains("if it is lost, so is every signing key"), "{}", alone.stdout);
+
+        let add = ["vault", "slot", "add", "--json", "--passphrase-file", file.to_str().unwrap()];
+        let added: SlotView = json(&server.narvault(add).await);
+
+        assert_eq!(added.kind, "passphrase");
+        let both = server.narvault(["vault", "status"]).await;
+        assert!(both.stdout.contains("any one of 2 secrets opens the vault"), "{}", both.stdout);
+        let unconfirmed = server.narvault(["vault", "slot", "remove", &first.id]).await;
+        assert_eq!(unconfirmed.code, Some(2), "{}", unconfirmed.stderr);
+        let after: VaultView = json(&server.narvault(["vault", "slot", "remove", &first.id, "--yes", "--json"]).await);
+        assert_eq!(after.slots.iter().map(|slot| &slot.id).collect::<Vec<_>>(), [&added.id]);
+        let last = server.narvault(["vault", "slot", "remove", &added.id, "--yes"]).await;
+        assert_eq!(last.code, Some(4), "{}", last.stderr);
+        assert!(last.stderr.contains("this is the last slot"), "{}", last.stderr);
+        server.admin().vault_seal().await.unwrap();
+        let unseal = ["vault", "unseal", "--passphrase-file", file.to_str().unwrap()];
+        assert_eq!(server.narvault(unseal).await.code, Some(0));
+        let wrong = server.narvault(["vault", "unseal", "--configured"]).await;
+        assert_ne!(wrong.code, Some(0), "the key file opens nothing any more");
+        server.stop().await;
+    }
+
+    async fn a_key_file_is_checked_before_it_is_sent(server: TestServer) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("vault.key");
+        for (bytes, mode, why) in [(31, 0o600, "31 bytes"), (32, 0o644, "chmod 600")] {
+            use std::os::unix::fs::PermissionsExt as _;
+            std::fs::write(&file, vec![7; bytes]).unwrap();
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+
+            let refused = server.narvault(["vault", "slot", "add", "--key-file", file.to_str().unwrap()]).await;
+
+            assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+            assert!(refused.stderr.contains(why), "{}", refused.stderr);
+        }
+        server.stop().await;
+    }
+}
