@@ -23,7 +23,7 @@
 //! | [`access`] | who may do what, as plain values: caller, action, scope, token | `time` |
 //! | [`api`] | the JSON of `/api/v1` | `nix tlog` |
 //! | [`nix`] | formats: base 32, hashes, store paths, NAR, narinfo, signatures | – |
-//! | [`tlog`] | the leaves of the signature log | – |
+//! | [`tlog`] | the signature log as values: leaves, Merkle tree, proofs, tiles, signed checkpoints | – |
 //! | [`time`] | the clock | – |
 //!
 //! # Invariants

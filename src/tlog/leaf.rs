@@ -7,8 +7,6 @@ mod event;
 mod lines;
 mod value;
 
-use sha2::{Digest as _, Sha256};
-
 pub use self::event::{
     Attested, Basis, CacheLine, ClaimLines, Covered, Disclosed, Event, KeyEvent, PathLines, Signed,
     UnknownEvent,
@@ -115,11 +113,6 @@ impl Leaf {
         writer.line_or_dash("detail", self.detail.as_ref());
         writer.text
     }
-}
-
-/// The hash of a leaf in the tree: SHA-256(0x00 ‖ text) (RFC 6962, section 2.1).
-pub fn leaf_hash(text: &[u8]) -> [u8; 32] {
-    Sha256::new().chain_update([0]).chain_update(text).finalize().into()
 }
 
 #[cfg(test)]

@@ -1,5 +1,25 @@
-//! The signature log, as pure values: an append-only Merkle tree (RFC 6962) over text leaves.
+//! The signature log, as pure values: an append-only Merkle tree (RFC 6962) over text leaves, published as tiles
+//! in the format of C2SP, so that mirrors that nobody wrote for narvault work with it.
 //!
-//! Never does I/O, never asks for the time, never makes randomness: salts and times are handed in.
+//! Never does I/O, never asks for the time, never makes randomness: hashes, tiles, salts and times are
+//! handed in.
+//!
+//! | file | what | after |
+//! |---|---|---|
+//! | [`leaf`] | the text of one entry | – |
+//! | [`hash`], [`tree`] | hashes of nodes, and where nodes stand | RFC 6962, 2.1 |
+//! | [`frontier`] | the right edge: appends, and knows the root | – |
+//! | [`proof`] | inclusion and consistency | RFC 6962, 2.1.1 and 2.1.2 |
+//! | [`tile`], [`tile_hashes`], [`bundle`] | what is published, by which path | c2sp.org/tlog-tiles |
+//! | [`edge`], [`tile_reader`] | making tiles; reading them, each checked against the root | c2sp.org/tlog-tiles |
 
+pub mod bundle;
+pub mod edge;
+pub mod frontier;
+pub mod hash;
 pub mod leaf;
+pub mod proof;
+pub mod tile;
+pub mod tile_hashes;
+pub mod tile_reader;
+pub mod tree;
