@@ -3,6 +3,7 @@
 //! Never holds behaviour. Unknown fields of requests are refused; answers may grow fields. Times are
 //! RFC 3339 in UTC, sizes are bytes, hashes are spelled as Nix spells them.
 
+pub mod frames;
 mod push;
 
 use serde::{Deserialize, Serialize};

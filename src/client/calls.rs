@@ -2,16 +2,22 @@
 //!
 //! Never decides anything: what a call means, and who may make it, is the server's business.
 
-use reqwest::{Method, RequestBuilder};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream;
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use reqwest::{Body, Method, RequestBuilder};
 
 use super::error::Error;
 use super::http::Client;
 use crate::api::{
-    AuditQuery, AuditView, CacheCreate, CacheDeleteQuery, CacheEdit, CacheView, ClaimRequest,
-    ContributorCreate, ContributorEdit, ContributorKeyAdd, ContributorView, JwkSet, KeyCreate, KeyView,
-    MissingAnswer, MissingRequest, Page, PageQuery, PathDelete, PathDeleted, PathQuery, PathSummary,
-    PathView, RevokeRequest, Revoked, SlotCreate, SlotView, TokenCreate, TokenIssued, TokenQuery, TokenRenew,
-    TokenReport, TokenView, UnsealRequest, VaultView, VersionView, Whoami,
+    AuditQuery, AuditView, BATCH_MEDIA_TYPE, CacheCreate, CacheDeleteQuery, CacheEdit, CacheView,
+    ClaimRequest, ContributorCreate, ContributorEdit, ContributorKeyAdd, ContributorView, JwkSet, KeyCreate,
+    KeyView, MissingAnswer, MissingRequest, NarsStored, Page, PageQuery, PathDelete, PathDeleted, PathQuery,
+    PathSummary, PathView, PublishAnswer, PublishRequest, RevokeRequest, Revoked, SlotCreate, SlotView,
+    TokenCreate, TokenIssued, TokenQuery, TokenRenew, TokenReport, TokenView, UnsealRequest, VaultView,
+    VersionView, Whoami,
 };
 
 impl Client {
@@ -160,6 +166,20 @@ impl Client {
         self.answer(self.api(Method::POST, &["caches", cache, "missing"])?.json(body)).await
     }
 
+    /// Uploads many NARs: frames as [`crate::api::frames`] reads them, in pieces of any size.
+    pub async fn nars(&self, cache: &str, batch: Vec<Bytes>) -> Result<NarsStored, Error> {
+        self.require_token()?;
+        let request = self.api(Method::POST, &["caches", cache, "nars"])?;
+        let request = request.header(CONTENT_TYPE, BATCH_MEDIA_TYPE).timeout(UPLOAD_TIMEOUT);
+        self.answer(with_pieces(request, batch)).await
+    }
+
+    /// Publishes paths in the order of their references.
+    pub async fn publish(&self, cache: &str, body: &PublishRequest) -> Result<PublishAnswer, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["caches", cache, "publish"])?.json(body)).await
+    }
+
     pub async fn paths(&self, cache: &str, query: &PathQuery) -> Result<Page<PathSummary>, Error> {
         self.require_token()?;
         self.answer(self.api(Method::GET, &["caches", cache, "paths"])?.query(query)).await
@@ -241,3 +261,13 @@ impl Client {
         self.request(method, &all)
     }
 }
+
+/// A body of known length that is sent piece by piece, without being copied together.
+fn with_pieces(request: RequestBuilder, pieces: Vec<Bytes>) -> RequestBuilder {
+    let size_bytes: usize = pieces.iter().map(Bytes::len).sum();
+    let body = stream::iter(pieces.into_iter().map(Ok::<_, std::convert::Infallible>));
+    request.header(CONTENT_LENGTH, size_bytes).body(Body::wrap_stream(body))
+}
+
+/// The largest part of 64 MiB takes half an hour at 36 KiB/s, beside two minutes that the server may let it wait.
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(30 * 60);

@@ -1,5 +1,8 @@
 //! Listings, build logs and debug-info links: small objects that come beside NARs.
 
+use serde_json::{Value, json};
+
+use super::dialect::with_json_rows;
 use super::{Connection, Result, corrupt};
 use crate::access::{CacheId, ContributorId, TokenId};
 use crate::time::Timestamp;
@@ -122,28 +125,30 @@ pub async fn visible_body(
     Ok(row.map(|(body,)| body))
 }
 
-/// Makes visible what `contributor` sent for either subject: kind and name of each that became so.
+/// Makes visible what `contributor` sent for these subjects: kind and name of each that became so.
 pub async fn reveal(
     connection: &mut Connection,
     cache: CacheId,
-    [(kind, subject), (other_kind, other_subject)]: [(AuxiliaryKind, &str); 2],
+    subjects: &[(AuxiliaryKind, String)],
     contributor: ContributorId,
     now: Timestamp,
 ) -> Result<Vec<(AuxiliaryKind, String)>> {
-    let rows: Vec<(String, String)> = sqlx::query_as(
-        "UPDATE auxiliary SET visible_at = $7 WHERE cache_id = $1 \
-         AND ((kind = $2 AND subject = $3) OR (kind = $4 AND subject = $5)) \
-         AND contributor_id = $6 AND visible_at IS NULL RETURNING kind, name",
-    )
-    .bind(cache.to_string())
-    .bind(kind.as_str())
-    .bind(subject)
-    .bind(other_kind.as_str())
-    .bind(other_subject)
-    .bind(contributor.to_string())
-    .bind(now.0)
-    .fetch_all(connection)
-    .await?;
+    let statement = with_json_rows!(
+        connection,
+        "UPDATE auxiliary SET visible_at = $4",
+        "$2",
+        "WHERE auxiliary.cache_id = $1 AND auxiliary.kind = r.value ->> 'kind' \
+         AND auxiliary.subject = r.value ->> 'subject' AND auxiliary.contributor_id = $3 \
+         AND auxiliary.visible_at IS NULL RETURNING kind, name"
+    );
+    let rows = subjects.iter().map(|(kind, subject)| json!({ "kind": kind.as_str(), "subject": subject }));
+    let rows: Vec<(String, String)> = sqlx::query_as(statement)
+        .bind(cache.to_string())
+        .bind(Value::from(rows.collect::<Vec<_>>()).to_string())
+        .bind(contributor.to_string())
+        .bind(now.0)
+        .fetch_all(connection)
+        .await?;
     rows.into_iter()
         .map(|(kind, name)| match AuxiliaryKind::parse(&kind) {
             Some(kind) => Ok((kind, name)),

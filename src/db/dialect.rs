@@ -1,5 +1,5 @@
-//! The two places where SQLite and Postgres need different texts: row locks, and a list of hashes as
-//! one parameter. (The gate is the third, in `gate.rs`.)
+//! The places where SQLite and Postgres need different texts: row locks, and lists of hashes or of whole rows as
+//! one parameter. (The gate is another, in `gate.rs`.)
 
 use super::Connection;
 
@@ -31,3 +31,16 @@ pub fn json_list<T: AsRef<str>>(values: impl IntoIterator<Item = T>) -> String {
     let values: Vec<_> = values.into_iter().map(|value| value.as_ref().to_owned()).collect();
     serde_json::Value::from(values).to_string()
 }
+
+/// A statement over many rows that come as one JSON parameter, an array of objects: the member `x` of one is
+/// `r.value ->> 'x'`, and numbers are to be cast. Each statement costs a turn of the database's thread or of the
+/// network, so a thousand rows in one are what makes a large push fast.
+macro_rules! with_json_rows {
+    ($connection:expr, $before:literal, $parameter:literal, $after:literal) => {
+        $crate::db::dialect::Dialect::of($connection).pick(
+            concat!($before, " FROM json_array_elements(", $parameter, "::json) AS r (value) ", $after),
+            concat!($before, " FROM json_each(", $parameter, ") AS r ", $after),
+        )
+    };
+}
+pub(super) use with_json_rows;

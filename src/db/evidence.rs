@@ -1,5 +1,8 @@
 //! Who supports which claim, and who made another one.
 
+use serde_json::{Value, json};
+
+use super::dialect::with_json_rows;
 use super::{Connection, Result};
 use crate::access::{ContributorId, TokenId};
 use crate::nix::claim::Claim;
@@ -48,19 +51,34 @@ pub async fn insert(
     token: TokenId,
     now: Timestamp,
 ) -> Result<()> {
-    let (kind, source_id) = source.columns();
-    sqlx::query(
+    insert_all(connection, &[(id.to_owned(), claim_id)], source, token, now).await
+}
+
+/// Writes down that `source` supports claims, each with the id of its row before it.
+pub async fn insert_all(
+    connection: &mut Connection,
+    claims: &[(String, &str)],
+    source: &Source,
+    token: TokenId,
+    now: Timestamp,
+) -> Result<()> {
+    let statement = with_json_rows!(
+        connection,
         "INSERT INTO evidence (id, claim_id, source_kind, source_id, token_id, at) \
-         VALUES ($1, $2, $3, $4, $5, $6)",
-    )
-    .bind(id)
-    .bind(claim_id)
-    .bind(kind)
-    .bind(source_id)
-    .bind(token.to_string())
-    .bind(now.0)
-    .execute(connection)
-    .await?;
+         SELECT r.value ->> 'id', r.value ->> 'claim', $2, $3, $4, $5",
+        "$1",
+        ""
+    );
+    let rows: Vec<_> = claims.iter().map(|(id, claim)| json!({ "id": id, "claim": claim })).collect();
+    let (kind, source_id) = source.columns();
+    sqlx::query(statement)
+        .bind(Value::from(rows).to_string())
+        .bind(kind)
+        .bind(source_id)
+        .bind(token.to_string())
+        .bind(now.0)
+        .execute(connection)
+        .await?;
     Ok(())
 }
 

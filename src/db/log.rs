@@ -1,6 +1,9 @@
 //! The leaves of the signature log: a gapless index, appended in the business transaction.
 
-use super::dialect::Dialect;
+use data_encoding::HEXLOWER;
+use serde_json::{Value, json};
+
+use super::dialect::{Dialect, with_json_rows};
 use super::{Connection, Result};
 use crate::nix::hash::Sha256Digest;
 
@@ -32,23 +35,41 @@ pub async fn lock(connection: &mut Connection) -> Result<i64> {
 
 /// Appends at `index`, which [`lock`] gave, and answers with the next one.
 pub async fn append(connection: &mut Connection, index: i64, row: &LeafRow) -> Result<i64> {
-    sqlx::query("INSERT INTO log_leaves (idx, event, leaf, path_id) VALUES ($1, $2, $3, $4)")
-        .bind(index)
-        .bind(&row.event)
-        .bind(&row.leaf)
-        .bind(&row.path_id)
-        .execute(&mut *connection)
-        .await?;
-    for (part, salt, text) in &row.openings {
-        sqlx::query("INSERT INTO log_openings (idx, part, salt, text) VALUES ($1, $2, $3, $4)")
-            .bind(index)
-            .bind(part)
-            .bind(&salt[..])
-            .bind(text)
-            .execute(&mut *connection)
-            .await?;
+    append_all(connection, index, std::slice::from_ref(row)).await
+}
+
+/// Appends from `index` on, which [`lock`] gave, and answers with the next one.
+pub async fn append_all(connection: &mut Connection, index: i64, rows: &[LeafRow]) -> Result<i64> {
+    let numbered = || (index..).zip(rows);
+    let leaves = numbered().map(
+        |(index, row)| json!({ "idx": index, "event": row.event, "leaf": row.leaf, "path_id": row.path_id }),
+    );
+    let statement = with_json_rows!(
+        connection,
+        "INSERT INTO log_leaves (idx, event, leaf, path_id) SELECT CAST(r.value ->> 'idx' AS BIGINT), \
+         r.value ->> 'event', r.value ->> 'leaf', r.value ->> 'path_id'",
+        "$1",
+        ""
+    );
+    let leaves = Value::from(leaves.collect::<Vec<_>>()).to_string();
+    sqlx::query(statement).bind(leaves).execute(&mut *connection).await?;
+    let openings = numbered().flat_map(|(index, row)| {
+        row.openings.iter().map(move |(part, salt, text)| {
+            json!({ "idx": index, "part": part, "salt": HEXLOWER.encode(salt), "text": text })
+        })
+    });
+    let openings: Vec<_> = openings.collect();
+    if !openings.is_empty() {
+        let statement = Dialect::of(connection).pick(
+            "INSERT INTO log_openings (idx, part, salt, text) SELECT CAST(r.value ->> 'idx' AS BIGINT), \
+             r.value ->> 'part', decode(r.value ->> 'salt', 'hex'), r.value ->> 'text' \
+             FROM json_array_elements($1::json) AS r (value)",
+            "INSERT INTO log_openings (idx, part, salt, text) SELECT CAST(r.value ->> 'idx' AS BIGINT), \
+             r.value ->> 'part', unhex(r.value ->> 'salt'), r.value ->> 'text' FROM json_each($1) AS r",
+        );
+        sqlx::query(statement).bind(Value::from(openings).to_string()).execute(&mut *connection).await?;
     }
-    if let Some(references) = &row.long_references {
+    for references in rows.iter().filter_map(|row| row.long_references.as_ref()) {
         let digest = Sha256Digest::of(references.as_bytes()).hex();
         sqlx::query(
             "INSERT INTO log_references (digest, refs) VALUES ($1, $2) ON CONFLICT (digest) DO NOTHING",
@@ -58,8 +79,9 @@ pub async fn append(connection: &mut Connection, index: i64, row: &LeafRow) -> R
         .execute(&mut *connection)
         .await?;
     }
-    sqlx::query("UPDATE log_state SET size = $1 WHERE id = 1").bind(index + 1).execute(connection).await?;
-    Ok(index + 1)
+    let next = index + i64::try_from(rows.len()).unwrap_or(i64::MAX);
+    sqlx::query("UPDATE log_state SET size = $1 WHERE id = 1").bind(next).execute(connection).await?;
+    Ok(next)
 }
 
 /// The index of the last leaf that put a signature on this path.

@@ -1,6 +1,10 @@
 //! NARs that this server streamed and checked, and where their bytes stand.
 
-use super::dialect::Dialect;
+use std::collections::{HashMap, HashSet};
+
+use serde_json::{Value, json};
+
+use super::dialect::{Dialect, json_list, with_json_rows};
 use super::{Connection, DbError, Result, corrupt};
 use crate::access::{CacheId, TokenId};
 use crate::nix::compression::{Compression, NarExtension, NarFileName};
@@ -133,6 +137,81 @@ pub async fn find(
     row.map(Row::read).transpose()
 }
 
+/// The rows of those of `files` that this cache has one of.
+pub async fn find_all(
+    connection: &mut Connection,
+    cache: CacheId,
+    files: impl IntoIterator<Item = NarFileName>,
+) -> Result<HashMap<NarFileName, Measured>> {
+    let statement = Dialect::of(connection).pick(
+        "SELECT id, file_hash, ext, state, generation, compression, file_size, nar_hash, nar_size, \
+         found_refs, found_refs_truncated_at, single_file_sha256, single_file_executable, stored_at, \
+         deleting_until FROM measured WHERE cache_id = $1 \
+         AND file_hash IN (SELECT json_array_elements_text($2::json))",
+        "SELECT id, file_hash, ext, state, generation, compression, file_size, nar_hash, nar_size, \
+         found_refs, found_refs_truncated_at, single_file_sha256, single_file_executable, stored_at, \
+         deleting_until FROM measured WHERE cache_id = $1 AND file_hash IN (SELECT value FROM json_each($2))",
+    );
+    let rows: Vec<Row> = sqlx::query_as(statement)
+        .bind(cache.to_string())
+        .bind(json_list(files.into_iter().map(|file| file.hash.base32())))
+        .fetch_all(connection)
+        .await?;
+    let read = |row: Row| row.read().map(|measured| (measured.file, measured));
+    rows.into_iter().map(read).collect()
+}
+
+/// How large the column `found_refs` of each of `files` is, in bytes: what [`find_all`] would hold of it.
+pub async fn found_refs_sizes(
+    connection: &mut Connection,
+    cache: CacheId,
+    files: impl IntoIterator<Item = NarFileName>,
+) -> Result<HashMap<NarFileName, u64>> {
+    let statement = Dialect::of(connection).pick(
+        "SELECT file_hash, ext, CAST(LENGTH(found_refs) AS BIGINT) FROM measured WHERE cache_id = $1 \
+         AND file_hash IN (SELECT json_array_elements_text($2::json))",
+        "SELECT file_hash, ext, LENGTH(found_refs) FROM measured WHERE cache_id = $1 \
+         AND file_hash IN (SELECT value FROM json_each($2))",
+    );
+    let rows: Vec<(String, String, i64)> = sqlx::query_as(statement)
+        .bind(cache.to_string())
+        .bind(json_list(files.into_iter().map(|file| file.hash.base32())))
+        .fetch_all(connection)
+        .await?;
+    rows.into_iter()
+        .map(|(hash, ext, size)| {
+            let file = file_name(&hash, &ext).ok_or_else(|| corrupt("measured", "file_hash", &hash))?;
+            Ok((file, u64::try_from(size).unwrap_or(0)))
+        })
+        .collect()
+}
+
+/// State and generation of those of `files` that this cache has a row of.
+pub async fn states(
+    connection: &mut Connection,
+    cache: CacheId,
+    files: impl IntoIterator<Item = NarFileName>,
+) -> Result<HashMap<NarFileName, (FileState, i64)>> {
+    let statement = Dialect::of(connection).pick(
+        "SELECT file_hash, ext, state, generation FROM measured WHERE cache_id = $1 \
+         AND file_hash IN (SELECT json_array_elements_text($2::json))",
+        "SELECT file_hash, ext, state, generation FROM measured WHERE cache_id = $1 \
+         AND file_hash IN (SELECT value FROM json_each($2))",
+    );
+    let rows: Vec<(String, String, String, i64)> = sqlx::query_as(statement)
+        .bind(cache.to_string())
+        .bind(json_list(files.into_iter().map(|file| file.hash.base32())))
+        .fetch_all(connection)
+        .await?;
+    rows.into_iter()
+        .map(|(hash, ext, state, generation)| {
+            let file = file_name(&hash, &ext).ok_or_else(|| corrupt("measured", "file_hash", &hash))?;
+            let state = FileState::parse(&state).ok_or_else(|| corrupt("measured", "state", &hash))?;
+            Ok((file, (state, generation)))
+        })
+        .collect()
+}
+
 /// Every file of this cache that carries this NAR, in whatever compression.
 pub async fn of_nar(connection: &mut Connection, cache: CacheId, nar: &NarHash) -> Result<Vec<Measured>> {
     let rows: Vec<Row> = sqlx::query_as(
@@ -166,7 +245,6 @@ pub async fn is_claimed(connection: &mut Connection, cache: CacheId, file: &NarF
 #[derive(Debug)]
 pub struct NewMeasured<'a> {
     pub id: String,
-    pub cache: CacheId,
     pub file: NarFileName,
     pub compression: Compression,
     pub file_size: u64,
@@ -175,95 +253,135 @@ pub struct NewMeasured<'a> {
     pub found_refs: &'a str,
     pub found_refs_truncated: bool,
     pub single_file: Option<(Sha256Digest, bool)>,
-    pub token: TokenId,
-    pub stored_at: Timestamp,
 }
 
-/// What an upload that is verified meets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What uploads that are verified meet.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Arrival {
-    /// The object may be put in its place; [`store`] then expects this generation.
-    Generation(i64),
-    /// A DELETE that was sent may land until then, and must not meet the new object.
+    /// The objects may be put in their places; [`store`] then expects these generations, in the order asked.
+    Generations(Vec<i64>),
+    /// A DELETE that was sent may land until then, and must not meet a new object. Nothing was written.
     Wait(Timestamp),
 }
 
-/// Writes down that the object is about to stand in its place. From then on no deletion that was wished
-/// for earlier touches it, and a row that stays like this tells of bytes that nobody acknowledged.
-pub async fn arrive(connection: &mut Connection, new: &NewMeasured<'_>) -> Result<Arrival> {
+/// Writes down that objects are about to stand in their places, each file once. From then on no deletion that
+/// was wished for earlier touches them, and a row that stays like this tells of bytes that nobody acknowledged.
+pub async fn arrive(
+    connection: &mut Connection,
+    cache: CacheId,
+    new: &[NewMeasured<'_>],
+    token: TokenId,
+    now: Timestamp,
+) -> Result<Arrival> {
     let statement = Dialect::of(connection).pick(
-        "SELECT deleting_until FROM measured WHERE cache_id = $1 AND file_hash = $2 AND ext = $3 FOR UPDATE",
-        "SELECT deleting_until FROM measured WHERE cache_id = $1 AND file_hash = $2 AND ext = $3",
+        "SELECT deleting_until FROM measured WHERE cache_id = $1 \
+         AND file_hash IN (SELECT json_array_elements_text($2::json)) ORDER BY file_hash, ext FOR UPDATE",
+        "SELECT deleting_until FROM measured WHERE cache_id = $1 \
+         AND file_hash IN (SELECT value FROM json_each($2))",
     );
-    let standing: Option<(Option<i64>,)> = sqlx::query_as(statement)
-        .bind(new.cache.to_string())
-        .bind(new.file.hash.base32())
-        .bind(new.file.extension.as_str())
-        .fetch_optional(&mut *connection)
+    let standing: Vec<(Option<i64>,)> = sqlx::query_as(statement)
+        .bind(cache.to_string())
+        .bind(json_list(new.iter().map(|new| new.file.hash.base32())))
+        .fetch_all(&mut *connection)
         .await?;
-    if let Some((Some(until),)) = standing
-        && until > new.stored_at.0
-    {
+    let until = standing.into_iter().filter_map(|(until,)| until).max();
+    if let Some(until) = until.filter(|until| *until > now.0) {
         return Ok(Arrival::Wait(Timestamp(until)));
     }
-    let single_file_sha256 = new.single_file.map(|(digest, _)| digest.base32());
-    let single_file_executable = new.single_file.map(|(_, executable)| i64::from(executable));
+    // In one order for all: two uploads of the same files must not each wait for a row of the other.
+    let mut ordered: Vec<_> = new.iter().collect();
+    ordered.sort_unstable_by_key(|new| new.file);
+    let rows: Vec<_> = ordered.into_iter().map(|new| new.row(now)).collect();
     // An object that stands stays as it is: the same bytes come once more.
-    let (generation,): (i64,) = sqlx::query_as(
+    let statement = with_json_rows!(
+        connection,
         "INSERT INTO measured (id, cache_id, file_hash, ext, state, generation, compression, file_size, \
          nar_hash, nar_size, found_refs, found_refs_truncated_at, single_file_sha256, \
          single_file_executable, token_id, stored_at) \
-         VALUES ($1, $2, $3, $4, 'arriving', 1, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
-         ON CONFLICT (cache_id, file_hash, ext) DO UPDATE SET \
+         SELECT r.value ->> 'id', $1, r.value ->> 'hash', r.value ->> 'ext', 'arriving', 1, \
+         r.value ->> 'compression', CAST(r.value ->> 'file_size' AS BIGINT), r.value ->> 'nar_hash', \
+         CAST(r.value ->> 'nar_size' AS BIGINT), r.value ->> 'found_refs', \
+         CAST(r.value ->> 'found_refs_truncated_at' AS BIGINT), r.value ->> 'single_file_sha256', \
+         CAST(r.value ->> 'single_file_executable' AS BIGINT), $3, $4",
+        "$2",
+        "WHERE TRUE ON CONFLICT (cache_id, file_hash, ext) DO UPDATE SET \
          state = CASE WHEN measured.state = 'stored' THEN 'stored' ELSE 'arriving' END, \
          generation = CASE WHEN measured.state IN ('stored', 'arriving') THEN measured.generation \
          ELSE measured.generation + 1 END, \
          stored_at = CASE WHEN measured.state = 'stored' THEN measured.stored_at \
-         ELSE excluded.stored_at END, deleting_until = NULL RETURNING generation",
-    )
-    .bind(&new.id)
-    .bind(new.cache.to_string())
-    .bind(new.file.hash.base32())
-    .bind(new.file.extension.as_str())
-    .bind(new.compression.label())
-    .bind(i64::try_from(new.file_size).unwrap_or(i64::MAX))
-    .bind(new.nar_hash.base32())
-    .bind(i64::try_from(new.nar_size).unwrap_or(i64::MAX))
-    .bind(new.found_refs)
-    .bind(new.found_refs_truncated.then_some(new.stored_at.0))
-    .bind(single_file_sha256)
-    .bind(single_file_executable)
-    .bind(new.token.to_string())
-    .bind(new.stored_at.0)
-    .fetch_one(connection)
-    .await?;
-    Ok(Arrival::Generation(generation))
+         ELSE excluded.stored_at END, deleting_until = NULL RETURNING file_hash, ext, generation"
+    );
+    let written: Vec<(String, String, i64)> = sqlx::query_as(statement)
+        .bind(cache.to_string())
+        .bind(Value::from(rows).to_string())
+        .bind(token.to_string())
+        .bind(now.0)
+        .fetch_all(connection)
+        .await?;
+    let mut generations = HashMap::with_capacity(written.len());
+    for (hash, ext, generation) in written {
+        let file = file_name(&hash, &ext).ok_or_else(|| corrupt("measured", "file_hash", &hash))?;
+        generations.insert(file, generation);
+    }
+    let asked = new.iter().map(|new| generations.get(&new.file).copied());
+    asked.collect::<Option<_>>().map(Arrival::Generations).ok_or(DbError::Changed { table: "measured" })
 }
 
-/// Writes down that the object stands in storage, provided that nothing happened to its row since
-/// [`arrive`]. False: it was condemned in the meantime.
+impl NewMeasured<'_> {
+    fn row(&self, now: Timestamp) -> Value {
+        json!({
+            "id": self.id,
+            "hash": self.file.hash.base32(),
+            "ext": self.file.extension.as_str(),
+            "compression": self.compression.label(),
+            "file_size": i64::try_from(self.file_size).unwrap_or(i64::MAX),
+            "nar_hash": self.nar_hash.base32(),
+            "nar_size": i64::try_from(self.nar_size).unwrap_or(i64::MAX),
+            "found_refs": self.found_refs,
+            "found_refs_truncated_at": self.found_refs_truncated.then_some(now.0),
+            "single_file_sha256": self.single_file.map(|(digest, _)| digest.base32()),
+            "single_file_executable": self.single_file.map(|(_, executable)| i64::from(executable)),
+        })
+    }
+}
+
+/// Writes down that objects stand in storage, each provided that nothing happened to its row since [`arrive`].
+/// Answers with those; the others were condemned in the meantime.
 pub async fn store(
     connection: &mut Connection,
     cache: CacheId,
-    file: &NarFileName,
+    files: &[(NarFileName, i64)],
     token: TokenId,
-    generation: i64,
     now: Timestamp,
-) -> Result<bool> {
-    let result = sqlx::query(
-        "UPDATE measured SET state = 'stored', token_id = $4, stored_at = $6 \
-         WHERE cache_id = $1 AND file_hash = $2 AND ext = $3 AND generation = $5 \
-         AND state IN ('arriving', 'stored')",
-    )
-    .bind(cache.to_string())
-    .bind(file.hash.base32())
-    .bind(file.extension.as_str())
-    .bind(token.to_string())
-    .bind(generation)
-    .bind(now.0)
-    .execute(connection)
-    .await?;
-    Ok(result.rows_affected() == 1)
+) -> Result<HashSet<NarFileName>> {
+    let mut ordered = files.to_vec();
+    ordered.sort_unstable();
+    let rows: Vec<_> = ordered
+        .iter()
+        .map(|(file, generation)| {
+            json!({ "hash": file.hash.base32(), "ext": file.extension.as_str(), "generation": generation })
+        })
+        .collect();
+    let statement = with_json_rows!(
+        connection,
+        "UPDATE measured SET state = 'stored', token_id = $3, stored_at = $4",
+        "$2",
+        "WHERE measured.cache_id = $1 AND measured.file_hash = r.value ->> 'hash' \
+         AND measured.ext = r.value ->> 'ext' \
+         AND measured.generation = CAST(r.value ->> 'generation' AS BIGINT) \
+         AND measured.state IN ('arriving', 'stored') RETURNING file_hash, ext"
+    );
+    let stored: Vec<(String, String)> = sqlx::query_as(statement)
+        .bind(cache.to_string())
+        .bind(Value::from(rows).to_string())
+        .bind(token.to_string())
+        .bind(now.0)
+        .fetch_all(connection)
+        .await?;
+    stored
+        .into_iter()
+        .map(|(hash, ext)| file_name(&hash, &ext).ok_or_else(|| corrupt("measured", "file_hash", &hash)))
+        .collect()
 }
 
 /// Writes down that a stored object was found missing, or of another size.

@@ -4,8 +4,12 @@
 //! at that moment. A lease that ended by expiry leaves the row to be done once more, after the last
 //! moment at which the stalled holder's write can still land.
 
-use super::dialect::{Dialect, json_list};
-use super::{Connection, Result};
+use std::collections::HashMap;
+
+use serde_json::{Value, json};
+
+use super::dialect::{Dialect, json_list, with_json_rows};
+use super::{Connection, Result, corrupt};
 use crate::access::CacheId;
 use crate::nix::store_path::StorePathHash;
 use crate::time::Timestamp;
@@ -59,36 +63,51 @@ pub struct LeaseTerms {
     pub attempt_millis_max: i64,
 }
 
-/// Asks for an object to be brought in line with the rows. With `terms`, takes the lease for it at once
-/// unless the object waits already: then whoever comes first does it.
+/// An object, and what it is rendered from.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    pub object: String,
+    pub kind: OutboxKind,
+    pub subject: String,
+}
+
+/// Asks for objects to be brought in line with the rows, each of them once. With `terms`, takes the lease for each
+/// at once unless the object waits already: then whoever comes first does it.
 pub async fn enqueue(
     connection: &mut Connection,
-    object: &str,
-    kind: OutboxKind,
+    wishes: &[Wish],
     cache: CacheId,
-    subject: &str,
     terms: Option<&LeaseTerms>,
     now: Timestamp,
-) -> Result<Option<Leased>> {
-    let lease_until = terms.map(|terms| now.plus_millis(terms.lease_millis).0);
-    let row: Row = sqlx::query_as(
+) -> Result<Vec<Option<Leased>>> {
+    let statement = with_json_rows!(
+        connection,
         "INSERT INTO outbox (object, kind, cache_id, subject, generation, not_before, lease_owner, \
-         lease_until, attempts, enqueued_at) VALUES ($1, $2, $3, $4, 1, $5, $6, $7, 0, $5) \
-         ON CONFLICT (object) DO UPDATE SET generation = outbox.generation + 1, \
+         lease_until, attempts, enqueued_at) SELECT r.value ->> 'object', r.value ->> 'kind', $2, \
+         r.value ->> 'subject', 1, CAST(r.value ->> 'now' AS BIGINT), r.value ->> 'owner', \
+         CAST(r.value ->> 'until' AS BIGINT), 0, CAST(r.value ->> 'now' AS BIGINT)",
+        "$1",
+        "WHERE TRUE ON CONFLICT (object) DO UPDATE SET generation = outbox.generation + 1, \
          kind = excluded.kind, subject = excluded.subject, not_before = excluded.not_before, attempts = 0 \
-         RETURNING object, kind, cache_id, subject, generation, attempts, lease_until",
-    )
-    .bind(object)
-    .bind(kind.as_str())
-    .bind(cache.to_string())
-    .bind(subject)
-    .bind(now.0)
-    .bind(terms.map(|terms| &terms.owner))
-    .bind(lease_until)
-    .fetch_one(connection)
-    .await?;
+         RETURNING object, kind, cache_id, subject, generation, attempts, lease_until"
+    );
+    let lease_until = terms.map(|terms| now.plus_millis(terms.lease_millis).0);
+    let owner = terms.map(|terms| &terms.owner);
+    let rows = wishes.iter().map(|Wish { object, kind, subject }| {
+        json!({
+            "object": object, "kind": kind.as_str(), "subject": subject,
+            "now": now.0, "owner": owner, "until": lease_until,
+        })
+    });
+    let rows: Vec<Row> = sqlx::query_as(statement)
+        .bind(Value::from(rows.collect::<Vec<_>>()).to_string())
+        .bind(cache.to_string())
+        .fetch_all(connection)
+        .await?;
     // A row that stood there keeps its lease, if it had one, and counts on from another generation.
-    Ok(if row.generation == 1 && terms.is_some() { row.read() } else { None })
+    let fresh = rows.into_iter().filter(|row| row.generation == 1 && terms.is_some());
+    let mut leased: HashMap<_, _> = fresh.map(|row| (row.object.clone(), row.read())).collect();
+    Ok(wishes.iter().map(|wish| leased.remove(&wish.object).flatten()).collect())
 }
 
 #[derive(sqlx::FromRow)]
@@ -222,17 +241,22 @@ pub async fn waiting_narinfos(
     connection: &mut Connection,
     cache_id: &str,
     hashes: impl IntoIterator<Item = StorePathHash>,
-) -> Result<Vec<String>> {
+) -> Result<HashMap<StorePathHash, String>> {
     let statement = Dialect::of(connection).pick(
-        "SELECT object FROM outbox WHERE kind = 'narinfo' AND cache_id = $1 \
+        "SELECT subject, object FROM outbox WHERE kind = 'narinfo' AND cache_id = $1 \
          AND subject IN (SELECT json_array_elements_text($2::json))",
-        "SELECT object FROM outbox WHERE kind = 'narinfo' AND cache_id = $1 \
+        "SELECT subject, object FROM outbox WHERE kind = 'narinfo' AND cache_id = $1 \
          AND subject IN (SELECT value FROM json_each($2))",
     );
     let hashes = json_list(hashes.into_iter().map(|hash| hash.to_string()));
-    let rows: Vec<(String,)> =
+    let rows: Vec<(String, String)> =
         sqlx::query_as(statement).bind(cache_id).bind(hashes).fetch_all(connection).await?;
-    Ok(rows.into_iter().map(|(object,)| object).collect())
+    rows.into_iter()
+        .map(|(subject, object)| {
+            let hash = subject.parse().map_err(|_| corrupt("outbox", "subject", &object))?;
+            Ok((hash, object))
+        })
+        .collect()
 }
 
 /// Whether an object waits, leased or not.

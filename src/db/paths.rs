@@ -1,6 +1,11 @@
 //! Paths, the claims that stand at them, their references and their signatures.
 
-use super::dialect::{Dialect, json_list};
+use std::collections::HashMap;
+
+use data_encoding::HEXLOWER;
+use serde_json::{Value, json};
+
+use super::dialect::{Dialect, json_list, with_json_rows};
 use super::measured::file_name;
 use super::{Connection, DbError, PageBounds, Result};
 use crate::access::{CacheId, ContributorId, TokenId};
@@ -133,41 +138,90 @@ pub async fn find(
     row.map(Row::read).transpose()
 }
 
-/// Locks the row of this hash until the end of the transaction; false where there is none.
-pub async fn lock(connection: &mut Connection, cache: CacheId, hash: StorePathHash) -> Result<bool> {
+/// The paths of these hashes, in whatever state.
+pub async fn find_all(
+    connection: &mut Connection,
+    cache: CacheId,
+    hashes: impl IntoIterator<Item = StorePathHash>,
+) -> Result<Vec<PathRow>> {
     let statement = Dialect::of(connection).pick(
-        "SELECT id FROM paths WHERE cache_id = $1 AND hash = $2 FOR UPDATE",
-        "SELECT id FROM paths WHERE cache_id = $1 AND hash = $2",
+        "SELECT p.id, p.state, p.published_at, p.changed_at, p.claim_id, c.claim_sha256, c.store_path, \
+         c.nar_hash, c.nar_size, c.refs, c.file_hash, c.ext, c.compression, c.file_size, c.deriver, c.ca, \
+         c.undeclared_refs, c.unfound_refs FROM paths p JOIN claims c ON c.id = p.claim_id \
+         WHERE p.cache_id = $1 AND p.hash IN (SELECT json_array_elements_text($2::json))",
+        "SELECT p.id, p.state, p.published_at, p.changed_at, p.claim_id, c.claim_sha256, c.store_path, \
+         c.nar_hash, c.nar_size, c.refs, c.file_hash, c.ext, c.compression, c.file_size, c.deriver, c.ca, \
+         c.undeclared_refs, c.unfound_refs FROM paths p JOIN claims c ON c.id = p.claim_id \
+         WHERE p.cache_id = $1 AND p.hash IN (SELECT value FROM json_each($2))",
     );
-    let row: Option<(String,)> = sqlx::query_as(statement)
+    let rows: Vec<Row> = sqlx::query_as(statement)
         .bind(cache.to_string())
-        .bind(hash.as_str())
-        .fetch_optional(connection)
+        .bind(json_list(hashes.into_iter().map(|hash| hash.to_string())))
+        .fetch_all(connection)
         .await?;
-    Ok(row.is_some())
+    rows.into_iter().map(Row::read).collect()
 }
 
-/// Makes the row of a path that never was here. False: somebody else just made it; lock and look again.
+/// Locks the rows of these hashes until the end of the transaction, in one order for all, and gives them as they
+/// stand then.
+pub async fn lock(
+    connection: &mut Connection,
+    cache: CacheId,
+    hashes: impl IntoIterator<Item = StorePathHash> + Clone,
+) -> Result<Vec<PathRow>> {
+    if Dialect::of(connection) == Dialect::Postgres {
+        let locked: Vec<(String,)> = sqlx::query_as(
+            "SELECT id FROM paths WHERE cache_id = $1 \
+             AND hash IN (SELECT json_array_elements_text($2::json)) ORDER BY hash FOR UPDATE",
+        )
+        .bind(cache.to_string())
+        .bind(json_list(hashes.clone().into_iter().map(|hash| hash.to_string())))
+        .fetch_all(&mut *connection)
+        .await?;
+        if locked.is_empty() {
+            return Ok(Vec::new());
+        }
+    }
+    find_all(connection, cache, hashes).await
+}
+
+/// The row of a path that never was here.
+#[derive(Debug, Clone)]
+pub struct NewPath {
+    pub id: String,
+    pub hash: StorePathHash,
+    pub claim_id: String,
+}
+
+/// Makes the rows of paths that never were here. False: somebody else just made one of them, and this transaction is
+/// to be given up: the next one meets it.
 pub async fn insert(
     connection: &mut Connection,
-    id: &str,
     cache: CacheId,
-    hash: StorePathHash,
-    claim_id: &str,
+    new: &[NewPath],
     now: Timestamp,
 ) -> Result<bool> {
-    let result = sqlx::query(
+    // In one order for all: two pushes of the same paths must not each wait for a row of the other.
+    let mut ordered: Vec<_> = new.iter().collect();
+    ordered.sort_unstable_by_key(|new| new.hash);
+    let rows: Vec<_> = ordered
+        .into_iter()
+        .map(|new| json!({ "id": new.id, "hash": new.hash.as_str(), "claim_id": new.claim_id }))
+        .collect();
+    let statement = with_json_rows!(
+        connection,
         "INSERT INTO paths (id, cache_id, hash, state, claim_id, published_at, changed_at) \
-         VALUES ($1, $2, $3, 'published', $4, $5, $5) ON CONFLICT (cache_id, hash) DO NOTHING",
-    )
-    .bind(id)
-    .bind(cache.to_string())
-    .bind(hash.as_str())
-    .bind(claim_id)
-    .bind(now.0)
-    .execute(connection)
-    .await?;
-    Ok(result.rows_affected() == 1)
+         SELECT r.value ->> 'id', $1, r.value ->> 'hash', 'published', r.value ->> 'claim_id', $3, $3",
+        "$2",
+        "WHERE TRUE ON CONFLICT (cache_id, hash) DO NOTHING"
+    );
+    let result = sqlx::query(statement)
+        .bind(cache.to_string())
+        .bind(Value::from(rows).to_string())
+        .bind(now.0)
+        .execute(connection)
+        .await?;
+    Ok(result.rows_affected() == new.len() as u64)
 }
 
 /// Puts another claim at a path that is not published, and publishes it.
@@ -220,48 +274,71 @@ pub struct NewClaim<'a> {
     pub now: Timestamp,
 }
 
-/// Writes the claim down and answers with its id. The same claim, made before the path was deleted,
-/// keeps its id and takes the new file.
-pub async fn insert_claim(connection: &mut Connection, new: &NewClaim<'_>) -> Result<String> {
-    let (id,): (String,) = sqlx::query_as(
+impl NewClaim<'_> {
+    fn row(&self) -> Value {
+        json!({
+            "id": self.id,
+            "path_id": self.path_id,
+            "claim_sha256": self.claim_sha256.base32(),
+            "store_path": self.claim.path.base_name(),
+            "nar_hash": self.claim.nar_hash.base32(),
+            "nar_size": i64::try_from(self.claim.nar_size).unwrap_or(i64::MAX),
+            "refs": self.claim.references_text(),
+            "file_hash": self.file.hash.base32(),
+            "ext": self.file.extension.as_str(),
+            "compression": self.compression.label(),
+            "file_size": i64::try_from(self.file_size).unwrap_or(i64::MAX),
+            "deriver": self.deriver.map(StorePath::base_name),
+            "ca": self.ca,
+            "ca_dropped": self.ca_dropped,
+            "undeclared_refs": self.undeclared_refs,
+            "unfound_refs": self.unfound_refs,
+            "created_at": self.now.0,
+        })
+    }
+}
+
+/// Writes claims down, one for each path, and answers with their ids in the order given. The same claim, made
+/// before the path was deleted, keeps its id and takes the new file.
+pub async fn insert_claims(connection: &mut Connection, new: &[NewClaim<'_>]) -> Result<Vec<String>> {
+    let statement = with_json_rows!(
+        connection,
         "INSERT INTO claims (id, path_id, claim_sha256, store_path, nar_hash, nar_size, refs, file_hash, \
          ext, compression, file_size, deriver, ca, ca_dropped, undeclared_refs, unfound_refs, created_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) \
-         ON CONFLICT (path_id, claim_sha256) DO UPDATE SET file_hash = excluded.file_hash, \
+         SELECT r.value ->> 'id', r.value ->> 'path_id', r.value ->> 'claim_sha256', r.value ->> 'store_path', \
+         r.value ->> 'nar_hash', CAST(r.value ->> 'nar_size' AS BIGINT), r.value ->> 'refs', \
+         r.value ->> 'file_hash', r.value ->> 'ext', r.value ->> 'compression', \
+         CAST(r.value ->> 'file_size' AS BIGINT), r.value ->> 'deriver', r.value ->> 'ca', \
+         r.value ->> 'ca_dropped', r.value ->> 'undeclared_refs', r.value ->> 'unfound_refs', \
+         CAST(r.value ->> 'created_at' AS BIGINT)",
+        "$1",
+        "WHERE TRUE ON CONFLICT (path_id, claim_sha256) DO UPDATE SET file_hash = excluded.file_hash, \
          ext = excluded.ext, compression = excluded.compression, file_size = excluded.file_size, \
          deriver = excluded.deriver, ca = excluded.ca, ca_dropped = excluded.ca_dropped, \
          undeclared_refs = excluded.undeclared_refs, unfound_refs = excluded.unfound_refs \
-         RETURNING id",
-    )
-    .bind(&new.id)
-    .bind(&new.path_id)
-    .bind(new.claim_sha256.base32())
-    .bind(new.claim.path.base_name())
-    .bind(new.claim.nar_hash.base32())
-    .bind(i64::try_from(new.claim.nar_size).unwrap_or(i64::MAX))
-    .bind(new.claim.references_text())
-    .bind(new.file.hash.base32())
-    .bind(new.file.extension.as_str())
-    .bind(new.compression.label())
-    .bind(i64::try_from(new.file_size).unwrap_or(i64::MAX))
-    .bind(new.deriver.map(StorePath::base_name))
-    .bind(&new.ca)
-    .bind(&new.ca_dropped)
-    .bind(new.undeclared_refs)
-    .bind(new.unfound_refs)
-    .bind(new.now.0)
-    .fetch_one(&mut *connection)
-    .await?;
-    if id == new.id && !new.claim.references.is_empty() {
-        let statement = Dialect::of(connection).pick(
-            "INSERT INTO path_refs (claim_id, ref_hash) \
-             SELECT $1, v FROM json_array_elements_text($2::json) AS t (v)",
-            "INSERT INTO path_refs (claim_id, ref_hash) SELECT $1, value FROM json_each($2)",
+         RETURNING path_id, id"
+    );
+    let rows: Vec<_> = new.iter().map(NewClaim::row).collect();
+    let written: Vec<(String, String)> =
+        sqlx::query_as(statement).bind(Value::from(rows).to_string()).fetch_all(&mut *connection).await?;
+    let written: HashMap<_, _> = written.into_iter().collect();
+    let ids = new.iter().map(|new| written.get(&new.path_id).cloned());
+    let ids: Vec<String> = ids.collect::<Option<_>>().ok_or(DbError::Changed { table: "claims" })?;
+    let fresh = new.iter().zip(&ids).filter(|(new, id)| new.id == **id);
+    let references = fresh.flat_map(|(new, id)| {
+        new.claim.references.iter().map(move |path| json!({ "claim": id, "hash": path.hash().as_str() }))
+    });
+    let references: Vec<_> = references.collect();
+    if !references.is_empty() {
+        let statement = with_json_rows!(
+            connection,
+            "INSERT INTO path_refs (claim_id, ref_hash) SELECT r.value ->> 'claim', r.value ->> 'hash'",
+            "$1",
+            ""
         );
-        let hashes = new.claim.references.iter().map(|path| path.hash().to_string());
-        sqlx::query(statement).bind(&id).bind(json_list(hashes)).execute(connection).await?;
+        sqlx::query(statement).bind(Value::from(references).to_string()).execute(connection).await?;
     }
-    Ok(id)
+    Ok(ids)
 }
 
 /// Those of `hashes` that are published in this cache, as base names.
@@ -373,41 +450,64 @@ pub async fn insert_signature(
     Ok(result.rows_affected() == 1)
 }
 
-/// Puts the signature that leaf `leaf` accounts for in the place of an earlier one by the same key.
-pub async fn replace_signature(
-    connection: &mut Connection,
-    claim_id: &str,
-    signature: &Signature,
-    leaf: i64,
-) -> Result<()> {
-    sqlx::query(
-        "INSERT INTO signatures (claim_id, key_name, sig, leaf) VALUES ($1, $2, $3, $4) \
+/// A signature made here, and the leaf that accounts for it.
+#[derive(Debug, Clone)]
+pub struct MadeSignature {
+    pub claim_id: String,
+    pub signature: Signature,
+    pub leaf: i64,
+}
+
+/// Puts signatures in the places of earlier ones by the same keys.
+pub async fn put_signatures(connection: &mut Connection, made: &[MadeSignature]) -> Result<()> {
+    let statement = Dialect::of(connection).pick(
+        "INSERT INTO signatures (claim_id, key_name, sig, leaf) \
+         SELECT r.value ->> 'claim', r.value ->> 'key', decode(r.value ->> 'sig', 'hex'), \
+         CAST(r.value ->> 'leaf' AS BIGINT) FROM json_array_elements($1::json) AS r (value) WHERE TRUE \
          ON CONFLICT (claim_id, key_name) DO UPDATE SET sig = excluded.sig, leaf = excluded.leaf",
-    )
-    .bind(claim_id)
-    .bind(signature.name.as_str())
-    .bind(&signature.bytes[..])
-    .bind(leaf)
-    .execute(connection)
-    .await?;
+        "INSERT INTO signatures (claim_id, key_name, sig, leaf) \
+         SELECT r.value ->> 'claim', r.value ->> 'key', unhex(r.value ->> 'sig'), \
+         CAST(r.value ->> 'leaf' AS BIGINT) FROM json_each($1) AS r WHERE TRUE \
+         ON CONFLICT (claim_id, key_name) DO UPDATE SET sig = excluded.sig, leaf = excluded.leaf",
+    );
+    let rows = made.iter().map(|made| {
+        let MadeSignature { claim_id, signature, leaf } = made;
+        let sig = HEXLOWER.encode(&signature.bytes);
+        json!({ "claim": claim_id, "key": signature.name.as_str(), "sig": sig, "leaf": leaf })
+    });
+    let rows: Vec<_> = rows.collect();
+    sqlx::query(statement).bind(Value::from(rows).to_string()).execute(connection).await?;
     Ok(())
 }
 
 /// The signatures on a claim, by key name.
 pub async fn signatures(connection: &mut Connection, claim_id: &str) -> Result<Vec<SignatureRow>> {
-    let rows: Vec<(String, Vec<u8>, Option<i64>)> =
-        sqlx::query_as("SELECT key_name, sig, leaf FROM signatures WHERE claim_id = $1 ORDER BY key_name")
-            .bind(claim_id)
-            .fetch_all(connection)
-            .await?;
-    rows.into_iter()
-        .map(|(name, bytes, leaf)| {
-            let corrupt = |column| DbError::Corrupt { table: "signatures", column, row: claim_id.to_owned() };
-            let name: KeyName = name.parse().map_err(|_| corrupt("key_name"))?;
-            let bytes = bytes.try_into().map_err(|_| corrupt("sig"))?;
-            Ok(SignatureRow { signature: Signature { name, bytes }, leaf })
-        })
-        .collect()
+    let mut all = signatures_of(connection, [claim_id]).await?;
+    Ok(all.remove(claim_id).unwrap_or_default())
+}
+
+/// The signatures on each of these claims, by key name.
+pub async fn signatures_of(
+    connection: &mut Connection,
+    claim_ids: impl IntoIterator<Item = impl AsRef<str>>,
+) -> Result<HashMap<String, Vec<SignatureRow>>> {
+    let statement = Dialect::of(connection).pick(
+        "SELECT claim_id, key_name, sig, leaf FROM signatures \
+         WHERE claim_id IN (SELECT json_array_elements_text($1::json)) ORDER BY key_name",
+        "SELECT claim_id, key_name, sig, leaf FROM signatures \
+         WHERE claim_id IN (SELECT value FROM json_each($1)) ORDER BY key_name",
+    );
+    let rows: Vec<(String, String, Vec<u8>, Option<i64>)> =
+        sqlx::query_as(statement).bind(json_list(claim_ids)).fetch_all(connection).await?;
+    let mut all: HashMap<_, Vec<_>> = HashMap::new();
+    for (claim_id, name, bytes, leaf) in rows {
+        let corrupt = |column| DbError::Corrupt { table: "signatures", column, row: claim_id.clone() };
+        let name: KeyName = name.parse().map_err(|_| corrupt("key_name"))?;
+        let bytes = bytes.try_into().map_err(|_| corrupt("sig"))?;
+        let row = SignatureRow { signature: Signature { name, bytes }, leaf };
+        all.entry(claim_id).or_default().push(row);
+    }
+    Ok(all)
 }
 
 /// Which paths a list shows.

@@ -9,7 +9,7 @@ use url::Url;
 
 use super::caches::{self, CacheRow, UndeclaredReferences, Upstream, UpstreamPaths};
 use super::contributors::{self, ContributorKind, ContributorRow};
-use super::paths::{self, NewClaim};
+use super::paths::{self, NewClaim, NewPath};
 use super::signing_keys::{self, KeyRow, KeyState};
 use super::tokens::{self, NewToken};
 use super::{Connection, Db, DbSettings};
@@ -235,10 +235,9 @@ pub async fn published_path(
     };
     let new_id = || TokenId::new(NOON, unique()).to_string();
     let (path_id, claim_id) = (new_id(), new_id());
-    assert!(
-        paths::insert(connection, &path_id, cache, claim.path.hash(), &claim_id, NOON).await.unwrap(),
-        "path {number} is there already"
-    );
+    let path = NewPath { id: path_id.clone(), hash: claim.path.hash(), claim_id: claim_id.clone() };
+    let made = paths::insert(connection, cache, &[path], NOON).await.unwrap();
+    assert!(made, "path {number} is there already");
     let new = NewClaim {
         id: claim_id.clone(),
         path_id,
@@ -254,5 +253,5 @@ pub async fn published_path(
         unfound_refs: "",
         now: NOON,
     };
-    paths::insert_claim(connection, &new).await.unwrap()
+    paths::insert_claims(connection, &[new]).await.unwrap().remove(0)
 }

@@ -12,6 +12,7 @@ mod extract;
 mod keys;
 mod paging;
 mod paths;
+mod push;
 mod refusals;
 mod server;
 mod tokens;
@@ -58,6 +59,8 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(caches::show, caches::edit, caches::delete))
         .routes(routes!(keys::create, keys::list))
         .routes(routes!(paths::missing))
+        .routes(routes!(push::nars))
+        .routes(routes!(push::publish))
         .routes(routes!(paths::list))
         .routes(routes!(paths::show, paths::delete))
         .routes(routes!(contributors::create, contributors::list))

@@ -6,7 +6,7 @@ use axum::response::{IntoResponse as _, Response};
 
 use super::App;
 use crate::access::CacheName;
-use crate::api::Problem;
+use crate::api::{Problem, Refused};
 use crate::nix::compression::ParseNarFileNameError;
 use crate::service::{Conflict, Error, Rejection};
 
@@ -82,7 +82,7 @@ impl Refusal {
     /// The answer to a program.
     pub fn problem(self, request_id: &str) -> Response {
         let problem = Problem {
-            kind: format!("urn:narvault:problem:{}", self.slug),
+            kind: self.kind(),
             title: self.status.canonical_reason().unwrap_or("Error").to_owned(),
             status: self.status.as_u16(),
             detail: self.detail.clone(),
@@ -94,6 +94,15 @@ impl Refusal {
         let content_type = HeaderValue::from_static("application/problem+json");
         response.headers_mut().insert(header::CONTENT_TYPE, content_type);
         response
+    }
+
+    /// One refusal of many in an answer that is none.
+    pub fn one_of_many(self) -> Refused {
+        Refused { kind: self.kind(), status: self.status.as_u16(), detail: self.detail }
+    }
+
+    fn kind(&self) -> String {
+        format!("urn:narvault:problem:{}", self.slug)
     }
 
     fn add_headers(&self, response: &mut Response) {
@@ -127,6 +136,7 @@ impl From<Error> for Refusal {
             Error::NotFound(_) => new(S::NOT_FOUND, "not-found"),
             Error::Sealed => new(S::SERVICE_UNAVAILABLE, SEALED).retry_after(30),
             Error::Conflict(conflict) => new(S::CONFLICT, conflict_slug(conflict)),
+            Error::Rejected(Rejection::Frames(_)) => new(S::BAD_REQUEST, "bad-frames"),
             Error::Rejected(Rejection::Value { .. }) => new(S::UNPROCESSABLE_ENTITY, "invalid-value"),
             Error::Rejected(_) => new(S::UNPROCESSABLE_ENTITY, "rejected"),
             Error::TooLarge { .. } => new(S::PAYLOAD_TOO_LARGE, "too-large"),

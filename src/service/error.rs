@@ -3,7 +3,7 @@
 use crate::access::Denied;
 use crate::db::{DbError, Restartable};
 use crate::nix::claim::Claim;
-use crate::nix::compression::NarFileName;
+use crate::nix::compression::{NarFileName, ParseNarFileNameError};
 use crate::nix::debuginfo::DebugInfoError;
 use crate::nix::hash::NarHash;
 use crate::nix::listing::ListingError;
@@ -97,6 +97,13 @@ pub enum Rejection {
         "the file's SHA-256 is {measured}, but its name says {named}; it was damaged on its way, or misnamed"
     )]
     FileHash { named: NarFileName, measured: NarFileName },
+    #[error(transparent)]
+    NarName(#[from] ParseNarFileNameError),
+    #[error("the files of this batch mention more than {max} store paths together; send this one by itself")]
+    BatchReferences { max: usize },
+    /// A body of many things that is not put together as it has to be: `what` is wrong with it.
+    #[error("{0}")]
+    Frames(String),
     #[error(transparent)]
     NarInfo(#[from] NarInfoError),
     #[error("narinfo of {stated} was put under the hash {asked}")]

@@ -53,21 +53,22 @@ impl Service {
         let upload = self.inner.storage.upload(&key).await?;
         let (sealed, measurement) = self.stream_through(upload, file, body).await?;
 
-        let result = self.store_measured(call, &cache, &pusher, file, sealed, &measurement).await;
-        if result.is_ok() {
-            tracing::info!(
-                cache = %cache.name,
-                file = %file,
-                token.id = %pusher.token,
-                size_bytes = measurement.file_size,
-                nar_size_bytes = measurement.nar_size,
-                duration_ms = started.elapsed().as_millis() as u64,
-                "NAR verified and stored"
-            );
-            metrics::counter!("narvault_nars_stored_total").increment(1);
-            metrics::counter!("narvault_upload_bytes_total").increment(measurement.file_size);
-        }
-        result
+        let (size_bytes, nar_size_bytes) = (measurement.file_size, measurement.nar_size);
+        let arriving = Arriving { file, measurement, content: Content::Sealed(sealed) };
+        let results = self.store_measured(call, &cache, &pusher, vec![arriving]).await?;
+        results.into_iter().collect::<Result<()>>()?;
+        tracing::info!(
+            cache = %cache.name,
+            file = %file,
+            token.id = %pusher.token,
+            size_bytes,
+            nar_size_bytes,
+            duration_ms = started.elapsed().as_millis() as u64,
+            "NAR verified and stored"
+        );
+        metrics::counter!("narvault_nars_stored_total").increment(1);
+        metrics::counter!("narvault_upload_bytes_total").increment(size_bytes);
+        Ok(())
     }
 
     /// Feeds the body to the verifier and to storage at the speed of the slower one.
@@ -87,6 +88,7 @@ impl Service {
             measure::measure(ChanRead::new(chunks), file.extension, &limits)
         });
         let mut pace = Pace::new(self.inner.limits.upload_min_bytes_per_second);
+        let mut body = received(&mut body);
         let fed = async {
             loop {
                 match pace.next(&mut body).await? {
@@ -117,75 +119,97 @@ impl Service {
         Ok((upload.seal().await?, measurement))
     }
 
-    /// Puts the object in its place, between two rows: one that says that it comes, one that it is there.
-    async fn store_measured(
+    /// Puts verified objects in their places, between two rows for each: one that says that it comes, one that it
+    /// is there. Each file is there once. Answers with what became of each, in their order; an error means all.
+    pub(super) async fn store_measured(
         &self,
         call: &Call,
         cache: &CacheRow,
         pusher: &TokenCaller,
-        file: NarFileName,
-        sealed: Sealed,
-        measurement: &Measurement,
-    ) -> Result<()> {
-        let generation = self.announce(call, cache, pusher, file, measurement).await?;
-        sealed.complete().await?;
+        arriving: Vec<Arriving>,
+    ) -> Result<Vec<Result<()>>> {
+        let generations = self.announce(call, cache, pusher, &arriving).await?;
+        let files: Vec<_> = arriving.iter().map(|one| one.file).zip(generations).collect();
+        let mut results = self.place(cache, arriving).await?;
+        let placed: Vec<_> =
+            files.iter().zip(&results).filter(|(_, result)| result.is_ok()).map(|(file, _)| *file).collect();
         let stored = restarting(|| async {
             let now = self.inner.clock.now();
             let mut tx = self.inner.db.begin(Gate::Shared).await?;
             self.recheck(&mut tx, call, &Action::Push(cache.name.clone()), now).await?;
             self.recheck_cache(&mut tx, cache).await?;
-            let stored = measured::store(&mut tx, cache.id, &file, pusher.token, generation, now).await?;
+            let stored = measured::store(&mut tx, cache.id, &placed, pusher.token, now).await?;
             tx.commit().await?;
             Ok::<_, Error>(stored)
         })
         .await;
-        if matches!(stored, Ok(true)) {
-            return Ok(());
+        // Whatever the reason, nobody acknowledged the others' bytes: they go again, unless they are another's.
+        let known = stored.as_ref().ok();
+        let unstored = files.iter().map(|(file, _)| *file);
+        let unstored = unstored.filter(|file| known.is_none_or(|stored| !stored.contains(file)));
+        self.condemn(cache, unstored.collect()).await;
+        let stored = stored?;
+        for ((file, _), result) in files.iter().zip(&mut results) {
+            if result.is_ok() && !stored.contains(file) {
+                *result = Err(Conflict::DeletedMeanwhile.into());
+            }
         }
-        // Whatever the reason, nobody acknowledged these bytes: they go again, unless they are another's.
-        self.condemn(cache, file).await;
-        stored?;
-        Err(Conflict::DeletedMeanwhile.into())
+        Ok(results)
     }
 
-    /// Writes down that the object comes, as soon as no DELETE of an earlier one can land any more.
+    /// Makes the objects visible in storage, whose rows say that they come.
+    async fn place(&self, cache: &CacheRow, arriving: Vec<Arriving>) -> Result<Vec<Result<()>>> {
+        let mut small = Vec::new();
+        let mut results = Vec::with_capacity(arriving.len());
+        for Arriving { file, content, .. } in arriving {
+            match content {
+                Content::Sealed(sealed) => results.push(Some(sealed.complete().await.map_err(Error::from))),
+                Content::Whole(bytes) => {
+                    small.push((super::key_of(cache, CacheObject::Nar(file))?, bytes));
+                    results.push(None);
+                }
+            }
+        }
+        let mut put = self.inner.storage.put_all(small).await.into_iter();
+        let mut next = || put.next().map_or(Err(Error::Aborted), |result| result.map_err(Error::from));
+        Ok(results.into_iter().map(|result| result.unwrap_or_else(&mut next)).collect())
+    }
+
+    /// Writes down that the objects come, as soon as no DELETE of an earlier one can land any more.
     async fn announce(
         &self,
         call: &Call,
         cache: &CacheRow,
         pusher: &TokenCaller,
-        file: NarFileName,
-        measurement: &Measurement,
-    ) -> Result<i64> {
-        let found_refs =
-            measurement.references.hashes.iter().map(|hash| hash.as_str()).collect::<Vec<_>>().join(" ");
+        arriving: &[Arriving],
+    ) -> Result<Vec<i64>> {
+        let found_refs: Vec<String> = arriving.iter().map(|one| found_refs(&one.measurement)).collect();
         loop {
             let arrival = restarting(|| async {
                 let now = self.inner.clock.now();
                 let mut tx = self.inner.db.begin_lazy(Gate::Shared).await?;
                 self.recheck(&mut tx, call, &Action::Push(cache.name.clone()), now).await?;
                 self.recheck_cache(&mut tx, cache).await?;
-                let new = NewMeasured {
+                let new = |(Arriving { file, measurement, .. }, found_refs): (&Arriving, _)| NewMeasured {
                     id: self.new_id(now),
-                    cache: cache.id,
-                    file,
+                    file: *file,
                     compression: measurement.compression,
                     file_size: measurement.file_size,
                     nar_hash: measurement.nar_hash,
                     nar_size: measurement.nar_size,
-                    found_refs: &found_refs,
+                    found_refs,
                     found_refs_truncated: measurement.references.truncated,
                     single_file: measurement.single_file.as_ref().map(|file| (file.sha256, file.executable)),
-                    token: pusher.token,
-                    stored_at: now,
                 };
-                let arrival = measured::arrive(&mut tx, &new).await?;
+                let found_refs = found_refs.iter().map(String::as_str);
+                let new: Vec<_> = arriving.iter().zip(found_refs).map(new).collect();
+                let arrival = measured::arrive(&mut tx, cache.id, &new, pusher.token, now).await?;
                 tx.commit().await?;
                 Ok::<_, Error>(arrival)
             })
             .await?;
             match arrival {
-                Arrival::Generation(generation) => return Ok(generation),
+                Arrival::Generations(generations) => return Ok(generations),
                 Arrival::Wait(until) => {
                     let wait = until.0.saturating_sub(self.inner.clock.now().0).clamp(1, 60_000);
                     tokio::time::sleep(Duration::from_millis(wait.unsigned_abs())).await;
@@ -194,23 +218,51 @@ impl Service {
         }
     }
 
-    /// Has the object deleted, unless its row says that somebody else's push stands there.
-    async fn condemn(&self, cache: &CacheRow, file: NarFileName) {
-        let condemned = restarting(|| async {
-            let now = self.inner.clock.now();
-            let mut tx = self.inner.db.begin(Gate::Exclusive).await?;
-            let row = measured::find(&mut tx, cache.id, &file).await?;
-            if let Some(row) = row.filter(|row| row.state != FileState::Stored) {
-                measured::doom(&mut tx, &row.id).await?;
-                Release::by_worker(cache, now).object(&mut tx, CacheObject::Nar(file)).await?;
+    /// Has objects deleted, unless their rows say that somebody else's push stands there.
+    async fn condemn(&self, cache: &CacheRow, files: Vec<NarFileName>) {
+        for files in files.chunks(CONDEMNED_AT_ONCE) {
+            let condemned = restarting(|| async {
+                let now = self.inner.clock.now();
+                let mut tx = self.inner.db.begin(Gate::Exclusive).await?;
+                for file in files {
+                    let row = measured::find(&mut tx, cache.id, file).await?;
+                    if let Some(row) = row.filter(|row| row.state != FileState::Stored) {
+                        measured::doom(&mut tx, &row.id).await?;
+                        Release::by_worker(cache, now).object(&mut tx, CacheObject::Nar(*file)).await?;
+                    }
+                }
+                Ok::<_, Error>(tx.commit().await?)
+            });
+            if let Err(error) = condemned.await {
+                // The rows say `arriving`, which the sweeper finds.
+                tracing::warn!(
+                    files = files.len(),
+                    error = &error as &dyn std::error::Error,
+                    "bytes of uploads stay for the sweeper"
+                );
             }
-            Ok::<_, Error>(tx.commit().await?)
-        });
-        if let Err(error) = condemned.await {
-            // The row says `arriving`, which the sweeper finds.
-            tracing::warn!(%file, error = &error as &dyn std::error::Error, "an upload's bytes stay for the sweeper");
         }
     }
+}
+
+/// A verified file on its way to its place.
+pub(super) struct Arriving {
+    pub file: NarFileName,
+    pub measurement: Measurement,
+    pub content: Content,
+}
+
+/// Where the bytes of a verified file are meanwhile.
+pub(super) enum Content {
+    /// In storage, not visible yet.
+    Sealed(Sealed),
+    /// Here.
+    Whole(Bytes),
+}
+
+/// Store paths that the archive mentions, as the row has them.
+fn found_refs(measurement: &Measurement) -> String {
+    measurement.references.hashes.iter().map(|hash| hash.as_str()).collect::<Vec<_>>().join(" ")
 }
 
 /// Which of the two faults to tell: the content's where there is one, else that of the way.
@@ -245,44 +297,58 @@ const CHUNKS_IN_FLIGHT: usize = 8;
 /// What one piece may hold: the HTTP layer's read buffer is not larger.
 const CHUNK_BYTES: u64 = 512 * 1024;
 
+/// A body whose faults are those of its way here.
+fn received<B, E>(body: &mut B) -> impl Stream<Item = Result<Bytes>> + Unpin + Send
+where
+    B: Stream<Item = std::result::Result<Bytes, E>> + Unpin + Send,
+    E: Display,
+{
+    body.map(|piece| {
+        piece.map_err(|error| {
+            tracing::debug!(%error, "the body of an upload broke off");
+            Error::Aborted
+        })
+    })
+}
+
+/// At most so many rows under one exclusive gate.
+const CONDEMNED_AT_ONCE: usize = 200;
+
 /// Cuts off a client that sends too slowly. Only time spent waiting for the client counts.
-struct Pace {
+pub(super) struct Pace {
     bytes_min: u64,
     bytes: u64,
     waited: Duration,
 }
 
 impl Pace {
-    fn new(bytes_per_second_min: u64) -> Self {
+    pub fn new(bytes_per_second_min: u64) -> Self {
         Self { bytes_min: bytes_per_second_min * PACE_WINDOW.as_secs(), bytes: 0, waited: Duration::ZERO }
     }
 
-    async fn next<B, E>(&mut self, body: &mut B) -> Result<Option<Bytes>>
+    /// The next piece of what a client sends.
+    pub async fn next<B, T>(&mut self, body: &mut B) -> Result<Option<T>>
     where
-        B: Stream<Item = std::result::Result<Bytes, E>> + Unpin,
-        E: Display,
+        B: Stream<Item = Result<T>> + Unpin,
+        T: AsRef<[u8]>,
     {
         let asked_at = Instant::now();
         let frame = tokio::time::timeout(PACE_WINDOW.saturating_sub(self.waited), body.next()).await;
         self.waited += asked_at.elapsed();
-        let bytes = match frame {
+        let piece = match frame {
             // The window is over while nothing came; where it was good, the next one begins.
             Err(_) => {
                 self.end_window()?;
                 return Box::pin(self.next(body)).await;
             }
             Ok(None) => return Ok(None),
-            Ok(Some(Err(error))) => {
-                tracing::debug!(%error, "the body of an upload broke off");
-                return Err(Error::Aborted);
-            }
-            Ok(Some(Ok(bytes))) => bytes,
+            Ok(Some(piece)) => piece?,
         };
-        self.bytes += bytes.len() as u64;
+        self.bytes += piece.as_ref().len() as u64;
         if self.waited >= PACE_WINDOW {
             self.end_window()?;
         }
-        Ok(Some(bytes))
+        Ok(Some(piece))
     }
 
     fn end_window(&mut self) -> Result<()> {
@@ -305,10 +371,7 @@ mod tests {
 
     use super::*;
 
-    fn trickle(
-        pause: Duration,
-        bytes: usize,
-    ) -> impl Stream<Item = std::result::Result<Bytes, &'static str>> + Unpin {
+    fn trickle(pause: Duration, bytes: usize) -> impl Stream<Item = Result<Bytes>> + Unpin {
         Box::pin(stream::unfold((), move |()| async move {
             tokio::time::sleep(pause).await;
             Some((Ok(Bytes::from(vec![0; bytes])), ()))

@@ -13,8 +13,8 @@ use super::{Call, Error, Result, Service};
 use crate::access::{Action, CacheName};
 use crate::db::caches::{self, CacheRow};
 use crate::db::measured::{self, FileState};
-use crate::db::paths::{self, PathRow, PathState};
-use crate::db::{Connection, DbError, Gate};
+use crate::db::paths::{self, PathRow, PathState, SignatureRow};
+use crate::db::{DbError, Gate};
 use crate::nix::cache_info::CacheInfo;
 use crate::nix::compression::NarFileName;
 use crate::nix::hash::Sha256Digest;
@@ -115,7 +115,8 @@ impl Service {
         let mut connection = self.inner.db.read().await?;
         let path = paths::find(&mut connection, cache.id, hash).await?;
         let Some(path) = path.filter(|path| path.state == PathState::Published) else { return Ok(None) };
-        let narinfo = Arc::new(render_narinfo(&mut connection, &path).await?);
+        let signatures = paths::signatures(&mut connection, &path.claim_id).await?;
+        let narinfo = Arc::new(render_narinfo(&path, &signatures)?);
         self.inner.memory.remember_narinfo(reading, cache.id, hash, Arc::clone(&narinfo));
         Ok(Some(narinfo))
     }
@@ -167,9 +168,8 @@ impl Service {
 }
 
 /// The narinfo's text from verified values, with every signature that stands.
-pub(super) async fn render_narinfo(connection: &mut Connection, path: &PathRow) -> Result<RenderedNarInfo> {
-    let rows = paths::signatures(connection, &path.claim_id).await?;
-    let signatures: Vec<_> = rows.into_iter().map(|row| row.signature).collect();
+pub(super) fn render_narinfo(path: &PathRow, signatures: &[SignatureRow]) -> Result<RenderedNarInfo> {
+    let signatures: Vec<_> = signatures.iter().map(|row| row.signature.clone()).collect();
     let corrupt = || DbError::Corrupt { table: "claims", column: "ca", row: path.claim_id.clone() };
     let ca = path.ca.as_deref().map(str::parse).transpose().map_err(|_| corrupt())?;
     let text = NarInfoText {

@@ -3,13 +3,14 @@
 //! An object is rendered from the rows at the moment of writing, under a lease. A narinfo waits for those
 //! of its references that still wait. Nothing here decides what is true: the rows did.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -18,10 +19,11 @@ use crate::access::CacheId;
 use crate::db::auxiliary::{self, AuxiliaryKind};
 use crate::db::caches::{self, CacheRow};
 use crate::db::measured::{self, FileState};
-use crate::db::outbox::{self, LeaseTerms, Leased, OutboxKind};
-use crate::db::paths::{self, PathState};
-use crate::db::{DbError, Gate, Tx, realisations};
+use crate::db::outbox::{self, LeaseTerms, Leased, OutboxKind, Wish};
+use crate::db::paths::{self, PathRow, PathState, SignatureRow};
+use crate::db::{Connection, DbError, Gate, Tx, realisations};
 use crate::nix::cache_info::CacheInfo;
+use crate::nix::store_path::StorePathHash;
 use crate::storage::{CacheObject, ObjectKey};
 use crate::time::Timestamp;
 
@@ -55,6 +57,31 @@ impl<'a> Release<'a> {
 
     /// Asks for an object of the cache to be written or deleted, as the rows will say.
     pub async fn object(&mut self, tx: &mut Tx, object: CacheObject) -> Result<()> {
+        let wanted = self.wish(tx, [object]).await?;
+        self.objects.extend(wanted);
+        Ok(())
+    }
+
+    /// The same for many, each once: what is wanted of each, in their order, which is not among `objects`.
+    pub async fn wish(
+        &self,
+        tx: &mut Tx,
+        objects: impl IntoIterator<Item = CacheObject>,
+    ) -> Result<Vec<Wanted>> {
+        let wishes: Vec<Wish> =
+            objects.into_iter().map(|object| self.wish_for(object)).collect::<Result<_>>()?;
+        if wishes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let leased = outbox::enqueue(tx, &wishes, self.cache.id, self.terms, self.now).await?;
+        if self.terms.is_none() {
+            return Ok(Vec::new());
+        }
+        let wanted = wishes.into_iter().zip(leased);
+        Ok(wanted.map(|(wish, leased)| Wanted { object: wish.object, leased }).collect())
+    }
+
+    fn wish_for(&self, object: CacheObject) -> Result<Wish> {
         let (kind, subject) = match &object {
             CacheObject::Info => (OutboxKind::CacheInfo, String::new()),
             CacheObject::Narinfo(hash) => (OutboxKind::NarInfo, hash.to_string()),
@@ -64,12 +91,7 @@ impl<'a> Release<'a> {
             }
             CacheObject::Realisation(_) => (OutboxKind::Realisation, String::new()),
         };
-        let key = super::key_of(self.cache, object)?.to_string();
-        let leased = outbox::enqueue(tx, &key, kind, self.cache.id, &subject, self.terms, self.now).await?;
-        if self.terms.is_some() {
-            self.objects.push(Wanted { object: key, leased });
-        }
-        Ok(())
+        Ok(Wish { object: super::key_of(self.cache, object)?.to_string(), kind, subject })
     }
 
     /// The same for an auxiliary object, by its row's name.
@@ -130,28 +152,87 @@ impl Service {
         if objects.is_empty() {
             return true;
         }
+        let releasing = self.begin_releasing(wait);
+        releasing.add(objects);
+        releasing.end().await
+    }
+
+    /// Begins to release what is handed in, in that order; `wait` is for each that is handed in, and for the end.
+    pub(super) fn begin_releasing(&self, wait: Duration) -> Releasing {
         let service = self.clone();
-        let deadline = Instant::now() + wait;
+        let (queue, mut waiting) = mpsc::unbounded_channel::<(Vec<Wanted>, Instant)>();
         let task = self.inner.tasks.spawn(async move {
             let mut all_done = true;
-            for Wanted { object, mut leased } in objects {
-                let mut pause = WAITING;
-                // At least once, also past the deadline: a lease that was taken is used or given back.
-                let done = loop {
-                    if service.release_one(&object, leased.take()).await == Done::Yes {
-                        break true;
-                    }
-                    if Instant::now() + pause > deadline {
-                        break false;
-                    }
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(WAITING_MAX);
-                };
-                all_done &= done;
+            while let Some((objects, deadline)) = waiting.recv().await {
+                for object in service.release_together(objects).await {
+                    all_done &= service.release_until(object, deadline).await;
+                }
             }
             all_done
         });
-        matches!(tokio::time::timeout(wait, task).await, Ok(Ok(true)))
+        Releasing { queue, task, wait }
+    }
+
+    /// Releases objects that do not wait for one another, all at once. Answers with what is left.
+    async fn release_together(&self, objects: Vec<Wanted>) -> Vec<Wanted> {
+        let (narinfos, mut left): (Vec<_>, Vec<_>) = objects.into_iter().partition(|wanted| {
+            wanted.leased.as_ref().is_some_and(|leased| leased.kind == OutboxKind::NarInfo)
+        });
+        if narinfos.len() < 2 {
+            left.extend(narinfos);
+            return left;
+        }
+        let mut narinfos: Vec<Leased> = narinfos.into_iter().filter_map(|wanted| wanted.leased).collect();
+        while !narinfos.is_empty() {
+            let rest = narinfos.split_off(narinfos.len().min(self.inner.storage.puts_at_once()));
+            let begun = std::mem::replace(&mut narinfos, rest);
+            self.release_narinfos(begun, &mut left).await;
+        }
+        left
+    }
+
+    /// Writes narinfos whose writes begin at once; what cannot be done like this is added to `left`.
+    async fn release_narinfos(&self, leased: Vec<Leased>, left: &mut Vec<Wanted>) {
+        let rendered = self.render_narinfos(&leased).await;
+        let (mut writing, mut puts) = (Vec::new(), Vec::new());
+        for (leased, rendered) in leased.into_iter().zip(rendered) {
+            match rendered {
+                Ok(Rendered::Write(key, body)) if self.lasts(&leased) => {
+                    puts.push((key, body));
+                    writing.push(leased);
+                }
+                // One by one it is waited for, deleted, tried again or given back, whatever it needs.
+                _ => left.push(Wanted { object: leased.object.clone(), leased: Some(leased) }),
+            }
+        }
+        for (leased, put) in writing.into_iter().zip(self.inner.storage.put_all(puts).await) {
+            match put {
+                Ok(()) => self.inner.finishing.add(leased),
+                Err(error) => self.give_back(&leased, &error.into()).await,
+            }
+        }
+    }
+
+    /// Whether the longest write would end before the lease does.
+    fn lasts(&self, leased: &Leased) -> bool {
+        self.inner.clock.now().plus_millis(self.inner.lease_terms.attempt_millis_max) <= leased.lease_until
+    }
+
+    /// Releases one object, trying until `deadline`.
+    async fn release_until(&self, wanted: Wanted, deadline: Instant) -> bool {
+        let Wanted { object, mut leased } = wanted;
+        let mut pause = WAITING;
+        // At least once, also past the deadline: a lease that was taken is used or given back.
+        loop {
+            if self.release_one(&object, leased.take()).await == Done::Yes {
+                return true;
+            }
+            if Instant::now() + pause > deadline {
+                return false;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(WAITING_MAX);
+        }
     }
 
     /// The same for the time that a push may wait.
@@ -176,39 +257,53 @@ impl Service {
                 }
             },
         };
-        let mut may_land = false;
-        let pause = match self.carry_out(&leased).await {
+        if !self.lasts(&leased) {
+            // It was taken together with others that took their time: what is written now could land too late.
+            self.give_back_until(&leased, 0, false).await;
+            return Done::Later;
+        }
+        match self.carry_out(&leased).await {
             Ok(Done::Yes) => {
                 self.inner.finishing.add(leased);
                 return Done::Yes;
             }
-            Ok(Done::Later) => waiting_pause_millis(leased.attempts),
-            Err(error) => {
-                tracing::warn!(
-                    object,
-                    attempts = leased.attempts,
-                    error = &error as &dyn std::error::Error,
-                    "cannot release an object; it is tried again"
-                );
-                metrics::counter!("narvault_release_failures_total").increment(1);
-                // A write that got no answer may still land.
-                may_land = matches!(error, Error::Storage(_));
-                retry_pause_millis(leased.attempts)
+            Ok(Done::Later) => {
+                self.give_back_until(&leased, waiting_pause_millis(leased.attempts), false).await
             }
-        };
+            Err(error) => self.give_back(&leased, &error).await,
+        }
+        Done::Later
+    }
+
+    /// Gives a lease back after a failure.
+    async fn give_back(&self, leased: &Leased, error: &Error) {
+        tracing::warn!(
+            object = leased.object,
+            attempts = leased.attempts,
+            error = error as &dyn std::error::Error,
+            "cannot release an object; it is tried again"
+        );
+        metrics::counter!("narvault_release_failures_total").increment(1);
+        // A write that got no answer may still land.
+        let may_land = matches!(error, Error::Storage(_));
+        self.give_back_until(leased, retry_pause_millis(leased.attempts), may_land).await;
+    }
+
+    /// Gives a lease back, for another try after `pause_millis`.
+    async fn give_back_until(&self, leased: &Leased, pause_millis: i64, may_land: bool) {
         let given_back = async {
             let mut tx = self.inner.db.begin_lazy(Gate::Around).await?;
             let now = self.inner.clock.now();
             let terms = &self.inner.lease_terms;
             let landing_until = may_land.then(|| now.plus_millis(terms.attempt_millis_max));
-            outbox::give_back(&mut tx, &leased, terms, now.plus_millis(pause), landing_until).await?;
+            outbox::give_back(&mut tx, leased, terms, now.plus_millis(pause_millis), landing_until).await?;
             tx.commit().await
         };
         if let Err(error) = given_back.await {
             // The lease runs out by itself, and the object is done once more.
-            tracing::warn!(object, error = &error as &dyn std::error::Error, "cannot give a lease back");
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(object = leased.object, error, "cannot give a lease back");
         }
-        Done::Later
     }
 
     /// Leases an object. Inner error: nothing to lease, and whether that means that nothing is left to do.
@@ -263,28 +358,15 @@ impl Service {
 
     /// Writes or deletes one object, as the rows say now.
     async fn carry_out(&self, leased: &Leased) -> Result<Done> {
-        let unreadable = || Error::Internal(format!("outbox names {:?}", leased.object).into());
-        let key: ObjectKey = leased.object.parse().map_err(|_| unreadable())?;
-        let cache: CacheId = leased.cache_id.parse().map_err(|_| unreadable())?;
-        let ObjectKey::Cache(_, object) = &key else { return Err(unreadable()) };
+        let (cache, key) = named(leased)?;
+        let ObjectKey::Cache(_, object) = &key else { return Err(unreadable(leased)) };
         let body = match object {
-            CacheObject::Narinfo(hash) => {
-                let mut connection = self.inner.db.read().await?;
-                let path = paths::find(&mut connection, cache, *hash).await?;
-                match path.filter(|path| path.state == PathState::Published) {
-                    None => None,
-                    Some(path) => {
-                        let references = path.claim.references.iter().map(|path| path.hash());
-                        let others = references.filter(|reference| reference != hash).collect::<Vec<_>>();
-                        if !others.is_empty() {
-                            let waiting =
-                                outbox::waiting_narinfos(&mut connection, &leased.cache_id, others).await?;
-                            if !waiting.iter().all(|object| self.inner.finishing.holds(object)) {
-                                return Ok(Done::Later);
-                            }
-                        }
-                        Some(super::read::render_narinfo(&mut connection, &path).await?.text)
-                    }
+            CacheObject::Narinfo(_) => {
+                let mut rendered = self.render_narinfos(std::slice::from_ref(leased)).await;
+                match rendered.pop().ok_or_else(|| unreadable(leased))?? {
+                    Rendered::Later => return Ok(Done::Later),
+                    Rendered::Write(_, body) => Some(body),
+                    Rendered::Delete => None,
                 }
             }
             CacheObject::Nar(_) => return self.delete_nar(leased, cache, &key).await,
@@ -308,6 +390,40 @@ impl Service {
             None => self.inner.storage.delete(&key, DELETE_TIMEOUT).await?,
         }
         Ok(Done::Yes)
+    }
+
+    /// Narinfos of one cache as the rows say now, each by its lease: what is to be done for it.
+    async fn render_narinfos(&self, leased: &[Leased]) -> Vec<Result<Rendered>> {
+        let rows = async {
+            let Some(first) = leased.first() else { return Ok(NarInfoRows::default()) };
+            let (cache, _) = named(first)?;
+            let hashes = leased.iter().filter_map(|leased| leased.subject.parse().ok()).collect();
+            NarInfoRows::read(&mut *self.inner.db.read().await?, cache, &first.cache_id, hashes).await
+        };
+        let rows: NarInfoRows = match rows.await {
+            Ok(rows) => rows,
+            Err(error) => {
+                let told = error.to_string();
+                let first = std::iter::once(Err(error));
+                let others = leased.iter().skip(1).map(|_| Err(Error::Internal(told.clone().into())));
+                return first.chain(others).collect();
+            }
+        };
+        leased.iter().map(|leased| self.render_narinfo(leased, &rows)).collect()
+    }
+
+    fn render_narinfo(&self, leased: &Leased, rows: &NarInfoRows) -> Result<Rendered> {
+        let (_, key) = named(leased)?;
+        let ObjectKey::Cache(_, CacheObject::Narinfo(hash)) = key else { return Err(unreadable(leased)) };
+        let Some(path) = rows.published.get(&hash) else { return Ok(Rendered::Delete) };
+        let mut others = path.claim.references.iter().map(|path| path.hash()).filter(|other| *other != hash);
+        let waits =
+            |other| rows.waiting.get(&other).is_some_and(|object| !self.inner.finishing.holds(object));
+        if others.any(waits) {
+            return Ok(Rendered::Later);
+        }
+        let signatures = rows.signatures.get(&path.claim_id).map(Vec::as_slice).unwrap_or_default();
+        Ok(Rendered::Write(key, super::read::render_narinfo(path, signatures)?.text))
     }
 
     /// Deletes a condemned NAR. Sent only if it will have ended, one way or the other, before the lease
@@ -390,6 +506,78 @@ impl Service {
     }
 }
 
+/// What is to be done for a narinfo.
+enum Rendered {
+    Write(ObjectKey, Bytes),
+    Delete,
+    /// A reference still waits.
+    Later,
+}
+
+/// Narinfos, as the rows say at one moment.
+#[derive(Default)]
+struct NarInfoRows {
+    published: HashMap<StorePathHash, PathRow>,
+    signatures: HashMap<String, Vec<SignatureRow>>,
+    /// Of all that these refer to: what still waits, as objects.
+    waiting: HashMap<StorePathHash, String>,
+}
+
+impl NarInfoRows {
+    async fn read(
+        connection: &mut Connection,
+        cache: CacheId,
+        cache_id: &str,
+        hashes: Vec<StorePathHash>,
+    ) -> Result<Self> {
+        let paths = paths::find_all(connection, cache, hashes).await?;
+        let published = paths.into_iter().filter(|path| path.state == PathState::Published);
+        let published: HashMap<_, _> = published.map(|path| (path.claim.path.hash(), path)).collect();
+        let references = || published.values().flat_map(|path| path.claim.references.iter());
+        let waiting = if references().next().is_some() {
+            let hashes: HashSet<_> = references().map(|path| path.hash()).collect();
+            outbox::waiting_narinfos(connection, cache_id, hashes).await?
+        } else {
+            HashMap::new()
+        };
+        let claims = published.values().map(|path| path.claim_id.as_str());
+        let signatures = paths::signatures_of(connection, claims).await?;
+        Ok(Self { published, signatures, waiting })
+    }
+}
+
+/// Objects that are being released in the background.
+pub(super) struct Releasing {
+    queue: mpsc::UnboundedSender<(Vec<Wanted>, Instant)>,
+    task: JoinHandle<bool>,
+    wait: Duration,
+}
+
+impl Releasing {
+    /// Hands in objects that do not wait for one another. They are released also if nobody waits for the end.
+    pub fn add(&self, objects: Vec<Wanted>) {
+        // Fails only if the task is gone with its runtime: then their leases run out by themselves.
+        let _ = self.queue.send((objects, Instant::now() + self.wait));
+    }
+
+    /// Waits for the end of all. True: nothing is left.
+    pub async fn end(self) -> bool {
+        drop(self.queue);
+        matches!(tokio::time::timeout(self.wait, self.task).await, Ok(Ok(true)))
+    }
+}
+
+/// What a lease is for.
+fn named(leased: &Leased) -> Result<(CacheId, ObjectKey)> {
+    let key: ObjectKey = leased.object.parse().map_err(|_| unreadable(leased))?;
+    let cache: CacheId = leased.cache_id.parse().map_err(|_| unreadable(leased))?;
+    Ok((cache, key))
+}
+
+fn unreadable(leased: &Leased) -> Error {
+    Error::Internal(format!("outbox names {:?}", leased.object).into())
+}
+
 /// The lease of a replica: long enough for the slowest write, and that write's own bound.
 pub(super) fn lease_terms(owner: String, put_time_max: Duration) -> LeaseTerms {
     let attempt_millis_max = i64::try_from(put_time_max.as_millis()).unwrap_or(i64::MAX / 4);
@@ -414,7 +602,7 @@ fn retry_pause_millis(attempts: i64) -> i64 {
 }
 
 /// How long a push waits for its narinfo to reach storage before it answers anyway.
-const RELEASE_WAIT: Duration = Duration::from_secs(5);
+pub(super) const RELEASE_WAIT: Duration = Duration::from_secs(5);
 
 /// The whole time that a DELETE may take.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(15);

@@ -34,6 +34,10 @@ pub(super) const UPLOAD_MEMORY_BYTES: u64 = CHUNK_BYTES as u64;
 /// How much is read or written by one call to the system.
 const CHUNK_BYTES: usize = 256 * 1024;
 
+/// Small files that one call writes and flushes at once. Flushes that meet share the journal's commit: 1 000 files one
+/// after the other took 2.6 s on an ext4 disk, 32 at once 0.3 s.
+pub(super) const PUTS_AT_ONCE: usize = 32;
+
 /// How many objects a listing hands over at a time.
 const PAGE_ENTRIES: usize = 256;
 
@@ -115,6 +119,22 @@ impl Disk {
             settled
         })
         .await
+    }
+
+    pub(super) async fn put_all(self: &Arc<Self>, objects: Vec<(ObjectKey, Bytes)>) -> Vec<Result<()>> {
+        let write = |(key, bytes): (ObjectKey, Bytes)| {
+            let disk = self.clone();
+            blocking("write a file", move || Ok((disk.write(&bytes)?, key.to_string())))
+        };
+        let written: Vec<_> = stream::iter(objects).map(write).buffered(PUTS_AT_ONCE).collect().await;
+        let (disk, count) = (self.clone(), written.len());
+        match tokio::task::spawn_blocking(move || disk.rename_all(written)).await {
+            Ok(results) => results,
+            Err(ended) => {
+                let source = || io::Error::other(ended.to_string());
+                (0..count).map(|_| Err(StorageError::from_io("name a file", source()))).collect()
+            }
+        }
     }
 
     pub(super) async fn upload(self: &Arc<Self>, key: &ObjectKey) -> Result<DiskUpload> {
@@ -249,6 +269,28 @@ impl Disk {
             lasting.insert(folder.to_owned());
         }
         Ok(())
+    }
+
+    /// Makes synced files objects, and that durable by one flush of each folder.
+    fn rename_all(&self, files: Vec<Result<(Temporary, String)>>) -> Vec<Result<()>> {
+        const ACTION: &str = "name a file";
+        let mut folders = HashMap::new();
+        let mut place = |(temporary, name): (Temporary, String)| {
+            temporary.place(&name).map_err(|source| StorageError::from_io(ACTION, source))?;
+            let folder = folder_of(&name).to_owned();
+            folders.insert(folder.clone(), name);
+            Ok(folder)
+        };
+        let placed: Vec<Result<String>> = files.into_iter().map(|file| file.and_then(&mut place)).collect();
+        let synced = folders.iter().map(|(folder, name)| (folder, self.sync_folders(name)));
+        let unsynced: HashMap<_, _> =
+            synced.filter_map(|(folder, synced)| Some((folder, synced.err()?))).collect();
+        let told = |source: &io::Error| io::Error::new(source.kind(), source.to_string());
+        let lasts = |folder: String| match unsynced.get(&folder) {
+            Some(source) => Err(StorageError::from_io(ACTION, told(source))),
+            None => Ok(()),
+        };
+        placed.into_iter().map(|placed| placed.and_then(lasts)).collect()
     }
 
     /// Opens the folders that lead to `name`, outermost first, and says what is left: the file's name.

@@ -131,6 +131,16 @@ impl Storage {
         }
     }
 
+    /// Writes many small objects as [`Storage::put`] writes one, at once: what became of each, in their order.
+    ///
+    /// On disk a folder is flushed once for all that it gets, which is most of what a small file costs.
+    pub async fn put_all(&self, objects: Vec<(ObjectKey, Bytes)>) -> Vec<Result<()>> {
+        match &self.backend {
+            Backend::Disk(disk) => disk.put_all(objects).await,
+            Backend::S3(s3) => s3.put_all(objects).await,
+        }
+    }
+
     /// Begins to write an object of any size, which becomes visible only by [`Sealed::complete`].
     pub async fn upload(&self, key: &ObjectKey) -> Result<Upload> {
         match &self.backend {
@@ -265,6 +275,14 @@ impl Storage {
         match &self.backend {
             Backend::Disk(_) => u64::MAX,
             Backend::S3(s3) => s3.object_size_bytes_max(),
+        }
+    }
+
+    /// How many objects [`Storage::put_all`] begins to write at once; more of them wait for those.
+    pub fn puts_at_once(&self) -> usize {
+        match &self.backend {
+            Backend::Disk(_) => disk::PUTS_AT_ONCE,
+            Backend::S3(_) => s3::PUTS_AT_ONCE,
         }
     }
 

@@ -41,6 +41,9 @@ use super::{Buffered, Entry};
 /// Parts under way at once; one more is being filled.
 const PARTS_IN_FLIGHT_MAX: usize = 2;
 
+/// Small objects that one call puts at once: enough to hide the way to the bucket, few enough for any server.
+pub(super) const PUTS_AT_ONCE: usize = 16;
+
 pub(super) struct S3 {
     client: Client,
     bucket: String,
@@ -120,6 +123,11 @@ impl S3 {
         self.put_marked(&self.path(key), key.content_type(), bytes, None)
             .await
             .map_err(|fault| fault.into_error("write an object"))
+    }
+
+    pub(super) async fn put_all(&self, objects: Vec<(ObjectKey, Bytes)>) -> Vec<Result<()>> {
+        let puts = objects.into_iter().map(|(key, bytes)| async move { self.put(&key, bytes).await });
+        stream::iter(puts).buffered(PUTS_AT_ONCE).collect().await
     }
 
     /// One PutObject. `mark` becomes metadata of the object, by which it can be recognised.

@@ -14,6 +14,7 @@ mod nix_copy;
 mod nix_versions;
 mod openapi;
 mod outage;
+mod push_batches;
 mod readme;
 mod refusals;
 mod replicas;

@@ -80,6 +80,10 @@ const TAGS: &[(&str, &str)] = &[
     ("caches", "A cache has a pull URL for nix.conf and a push URL for `nix copy --to`."),
     ("keys", "Signing keys of a cache. Secrets go in and never come out."),
     ("paths", "What is published, on whose word, and how it goes away."),
+    (
+        "push",
+        "For clients of narvault's own: many at once, and large files in parts. Stock Nix needs none of it.",
+    ),
     ("contributors", "People, CI jobs and builders."),
     ("tokens", "Personal, scoped, expiring, revocable."),
     ("audit", "Who did what, and who tried."),

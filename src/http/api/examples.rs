@@ -19,6 +19,17 @@ const HELLO: &str = "/nix/store/b9sjp3fmd8wvq3ajsd8rwywl3sxa4pgx-hello-2.12.1";
 const GLIBC: &str = "/nix/store/1rm6sr6ixxzipv5358x0cmaw8rs84g2j-glibc-2.38-44";
 const NAR_HASH: &str = "sha256:1b1a0v8nkhdlxzyjk2qvpvl3kv5hsrl1lzpvx0k4vzvjqxs6r9hc";
 
+const HELLO_FILE: &str = "0v1qq2b0xx5b9s8y0j3k4l5m6n7p8q9r0s1v2w3x4y5z6a7b8c9d.nar.xz";
+const GLIBC_FILE: &str = "1b1a0v8nkhdlxzyjk2qvpvl3kv5hsrl1lzpvx0k4vzvjqxs6r9hc.nar.zst";
+const NARINFO: &str = "\
+StorePath: /nix/store/1rm6sr6ixxzipv5358x0cmaw8rs84g2j-glibc-2.38-44
+URL: nar/1b1a0v8nkhdlxzyjk2qvpvl3kv5hsrl1lzpvx0k4vzvjqxs6r9hc.nar.zst
+Compression: zstd
+NarHash: sha256:0v1qq2b0xx5b9s8y0j3k4l5m6n7p8q9r0s1v2w3x4y5z6a7b8c9d
+NarSize: 29986288
+References: 1rm6sr6ixxzipv5358x0cmaw8rs84g2j-glibc-2.38-44
+";
+
 /// Puts the examples at every body of a type that has one.
 pub(super) fn add(document: &mut OpenApi) {
     let examples = examples();
@@ -150,6 +161,15 @@ fn examples() -> BTreeMap<&'static str, Value> {
         ("KeyView", value(&key)),
         ("MissingAnswer", value(&MissingAnswer { missing: vec![hash(HELLO)], upstream: vec![] })),
         ("MissingRequest", value(&MissingRequest { hashes: vec![hash(HELLO), hash(GLIBC)] })),
+        (
+            "NarsStored",
+            value(&NarsStored {
+                results: vec![
+                    NarStored { file: HELLO_FILE.into(), refused: None },
+                    NarStored { file: GLIBC_FILE.into(), refused: Some(refused()) },
+                ],
+            }),
+        ),
         ("Page_AuditView", value(&page(audit))),
         ("Page_CacheView", value(&page(cache))),
         ("Page_ContributorView", value(&page(contributor))),
@@ -167,6 +187,26 @@ fn examples() -> BTreeMap<&'static str, Value> {
             }),
         ),
         ("PathView", value(&path())),
+        (
+            "PublishAnswer",
+            value(&PublishAnswer {
+                results: vec![
+                    PathPublished {
+                        store_path: GLIBC.into(),
+                        outcome: PublishOutcome::New,
+                        keys: vec!["main-k3x7qa-1".into()],
+                        refused: None,
+                    },
+                    PathPublished {
+                        store_path: HELLO.into(),
+                        outcome: PublishOutcome::Refused,
+                        keys: vec![],
+                        refused: Some(refused()),
+                    },
+                ],
+            }),
+        ),
+        ("PublishRequest", value(&PublishRequest { narinfos: vec![NARINFO.into()] })),
         ("RevokeRequest", value(&RevokeRequest { reason: "laptop lost".into(), keep_issued: false })),
         ("Revoked", value(&Revoked { revoked: vec![TOKEN_ID.into()] })),
         (
@@ -217,6 +257,16 @@ fn examples() -> BTreeMap<&'static str, Value> {
     ])
 }
 
+fn refused() -> Refused {
+    Refused {
+        kind: "urn:narvault:problem:rejected".into(),
+        status: 422,
+        detail:
+            "the file's SHA-256 is another one than its name says; it was damaged on its way, or misnamed"
+                .into(),
+    }
+}
+
 fn path() -> PathView {
     PathView {
         store_path: HELLO.into(),
@@ -226,7 +276,7 @@ fn path() -> PathView {
         references: vec![GLIBC.into(), HELLO.into()],
         deriver: None,
         ca: None,
-        url: "nar/0v1qq2b0xx5b9s8y0j3k4l5m6n7p8q9r0s1v2w3x4y5z6a7b8c9d.nar.xz".into(),
+        url: format!("nar/{HELLO_FILE}"),
         file_size: 50_096,
         signatures: vec![SignatureView {
             key: "main-k3x7qa-1".into(),

@@ -169,7 +169,8 @@ impl<T: DeserializeOwned> FromRequestParts<App> for Query<T> {
 
 /// A request's body, which nobody has asked the client for yet.
 pub(super) struct Unread {
-    is_json: bool,
+    /// `Content-Type` without its parameters.
+    media_type: String,
     pending: Pending,
 }
 
@@ -201,7 +202,7 @@ impl FromRequestParts<App> for Unread {
     async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self> {
         let none = || Pending::new(&HeaderMap::new(), Body::empty());
         let pending = parts.extensions.get::<Pending>().cloned().unwrap_or_else(none);
-        Ok(Self { is_json: is_json(&parts.headers), pending })
+        Ok(Self { media_type: media_type(&parts.headers), pending })
     }
 }
 
@@ -213,7 +214,7 @@ impl Unread {
 
     /// Reads JSON of at most `size_bytes_max`, without unknown or repeated fields.
     pub async fn json_within<T: DeserializeOwned>(self, size_bytes_max: u64) -> Result<T> {
-        if !self.is_json {
+        if !self.media_type.eq_ignore_ascii_case(JSON) {
             let sentence = "the body has to be JSON, with the header `Content-Type: application/json`";
             return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-json", sentence).into());
         }
@@ -226,17 +227,34 @@ impl Unread {
             }
         }
     }
+
+    /// The body as it comes, which has to be declared as `media_type`, of a size between 0 and `size_bytes_max` if the
+    /// client says so. `what` names it.
+    pub fn stream(self, media_type: &str, size_bytes_max: u64, what: &'static str) -> Result<RequestBody> {
+        let Some(body) = self.pending.take() else { return Err(bad_json("the body was read before")) };
+        let refusal = if body.stated_size().is_some_and(|size| size > size_bytes_max) {
+            Error::TooLarge { what, max: size_bytes_max }.into()
+        } else if !self.media_type.eq_ignore_ascii_case(media_type) {
+            let sentence = format!("the body has to come with the header `Content-Type: {media_type}`");
+            Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media-type", sentence)
+        } else {
+            return Ok(body);
+        };
+        body.drop_politely();
+        Err(refusal.into())
+    }
 }
 
 fn bad_json(sentence: impl Into<String>) -> Refused {
     Refusal::new(StatusCode::BAD_REQUEST, "bad-json", sentence).into()
 }
 
-fn is_json(headers: &HeaderMap) -> bool {
+fn media_type(headers: &HeaderMap) -> String {
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let essence = value.split(';').next().unwrap_or_default().trim();
-    essence.eq_ignore_ascii_case("application/json")
+    value.split(';').next().unwrap_or_default().trim().to_owned()
 }
+
+const JSON: &str = "application/json";
 
 /// Reads JSON, or says in a sentence why not. serde_json's own limit of 128 levels bounds its depth.
 fn parse_json<T: DeserializeOwned>(text: &[u8]) -> std::result::Result<T, String> {
@@ -343,9 +361,9 @@ mod tests {
         for (value, expected) in table {
             let mut headers = HeaderMap::new();
             headers.insert(header::CONTENT_TYPE, value.parse().unwrap());
-            assert_eq!(is_json(&headers), expected, "{value:?}");
+            assert_eq!(media_type(&headers).eq_ignore_ascii_case(JSON), expected, "{value:?}");
         }
-        assert!(!is_json(&HeaderMap::new()));
+        assert_eq!(media_type(&HeaderMap::new()), "");
     }
 
     #[test]

@@ -63,6 +63,17 @@ refusals! {
     WithLargeBody {
         "413" "too-large" "The body is larger than 1 MiB."
     }
+    /// A body that many narinfos fit into.
+    WithNarinfos {
+        "413" "too-large" "The body is larger than 8 MiB."
+    }
+    /// A batch can be wrong in these ways.
+    WithBatch {
+        "400" "bad-frames" "The body is no batch, or broke off. Nothing of it is kept."
+        "413" "too-large" "The batch is larger than 16 MiB."
+        "415" "media-type" "The body is not declared as a batch."
+        "422" "invalid-value" "The batch holds more than 1 000 files. What is wrong with one file stands in the answer."
+    }
     /// A query can be wrong in these ways.
     WithQuery {
         "400" "bad-query" "A parameter is unknown, repeated or of another type."

@@ -13,6 +13,8 @@ const OPERATIONS: &[(&str, &str)] = &[
     ("post", "/api/v1/caches/{cache}/keys"),
     ("get", "/api/v1/caches/{cache}/keys"),
     ("post", "/api/v1/caches/{cache}/missing"),
+    ("post", "/api/v1/caches/{cache}/nars"),
+    ("post", "/api/v1/caches/{cache}/publish"),
     ("get", "/api/v1/caches/{cache}/paths"),
     ("get", "/api/v1/caches/{cache}/paths/{hash}"),
     ("delete", "/api/v1/caches/{cache}/paths/{hash}"),
