@@ -10,6 +10,10 @@ fn json<T: serde::de::DeserializeOwned>(ended: &Ended) -> T {
     serde_json::from_str(&ended.stdout).unwrap()
 }
 
+async fn add(server: &TestServer, flag: &str, file: &std::path::Path) -> Ended {
+    server.narvault(["vault", "slot", "add", "--json", flag, file.to_str().unwrap()]).await
+}
+
 on_each_database! {
     async fn a_passphrase_joins_the_key_file_and_replaces_it(server: TestServer) {
         let folder = tempfile::tempdir().unwrap();
@@ -20,8 +24,7 @@ on_each_database! {
         let alone = server.narvault(["vault", "status"]).await;
         assert!(alone.stdout.contains("if it is lost, so is every signing key"), "{}", alone.stdout);
 
-        let add = ["vault", "slot", "add", "--json", "--passphrase-file", file.to_str().unwrap()];
-        let added: SlotView = json(&server.narvault(add).await);
+        let added: SlotView = json(&add(&server, "--passphrase-file", &file).await);
 
         assert_eq!(added.kind, "passphrase");
         let both = server.narvault(["vault", "status"]).await;
@@ -49,7 +52,7 @@ on_each_database! {
             std::fs::write(&file, vec![7; bytes]).unwrap();
             std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
 
-            let refused = server.narvault(["vault", "slot", "add", "--key-file", file.to_str().unwrap()]).await;
+            let refused = add(&server, "--key-file", &file).await;
 
             assert_eq!(refused.code, Some(2), "{}", refused.stderr);
             assert!(refused.stderr.contains(why), "{}", refused.stderr);

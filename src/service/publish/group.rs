@@ -466,8 +466,8 @@ fn asked(verified: &Verified) -> impl Iterator<Item = String> {
 }
 
 /// Every reference must be published here, or be held by an upstream where the cache says that this is enough, or
-/// be the path itself. Answers with the hashes that the NAR
-/// mentions, that are published here, and that are not claimed.
+/// be the path itself. Answers with the hashes that the NAR mentions, that are published here, and that are not
+/// claimed.
 fn check_references(
     cache: &CacheRow,
     verified: &Verified,
