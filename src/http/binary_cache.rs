@@ -81,7 +81,10 @@ pub(super) async fn push(State(app): State<App>, request: Request) -> Response {
             (&Method::PUT, Named::Object(object)) => {
                 put(&app, &call, &cache, &parts.headers, object, &mut body).await
             }
-            (&Method::PUT, Named::RefusedNar(error)) => Err(Refusal::nar_name(error)),
+            (&Method::PUT, Named::RefusedNar(error)) => {
+                app.service.require_nar_room(body.stated_size())?;
+                Err(Refusal::nar_name(error))
+            }
             _ => Err(Refusal::method("GET, HEAD, PUT")),
         }
     };
@@ -264,10 +267,11 @@ async fn put(
             return Ok(StatusCode::OK.into_response());
         }
         CacheObject::Nar(file) => {
+            let stated_size = body.stated_size();
+            service.require_nar_room(stated_size)?;
             if headers.contains_key(header::CONTENT_ENCODING) {
                 return Err(Refusal::encoded_nar());
             }
-            let stated_size = body.stated_size();
             service.put_nar(call, cache, file, stated_size, body).await?;
             return Ok(StatusCode::CREATED.into_response());
         }

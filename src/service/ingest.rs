@@ -40,11 +40,7 @@ impl Service {
     {
         let pusher = self.pusher(call, cache).await?;
         let cache = self.existing_cache(cache).await?;
-        self.require_open()?;
-        let limits = &self.inner.limits.measure;
-        if stated_size.is_some_and(|size| size > limits.file_size_bytes_max) {
-            return Err(Error::TooLarge { what: "the uploaded file", max: limits.file_size_bytes_max });
-        }
+        self.require_nar_room(stated_size)?;
         let memory = memory_charge(file.extension) + self.inner.storage.upload_memory_bytes();
         let _place = self.inner.admission.enter(pusher.token, memory).await?;
         let started = std::time::Instant::now();
@@ -68,6 +64,17 @@ impl Service {
         );
         metrics::counter!("narvault_nars_stored_total").increment(1);
         metrics::counter!("narvault_upload_bytes_total").increment(size_bytes);
+        Ok(())
+    }
+
+    /// Refuses a NAR file of `stated_size` bytes where the vault is sealed, or where it is too large: what is told
+    /// before its name or anything of its content is looked at.
+    pub fn require_nar_room(&self, stated_size: Option<u64>) -> Result<()> {
+        self.require_open()?;
+        let max = self.inner.limits.measure.file_size_bytes_max;
+        if stated_size.is_some_and(|size| size > max) {
+            return Err(Error::TooLarge { what: "the uploaded file", max });
+        }
         Ok(())
     }
 

@@ -501,12 +501,19 @@ async fn a_body_that_is_not_what_its_encoding_says_is_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refusals_come_in_one_order() {
-    let server = server().await;
+    let settings = [("NARVAULT_LIMITS_NAR_SIZE_BYTES", "1 MiB")];
+    let server = TestServer::start_with(Backend::SQLITE_DISK, &settings).await.unwrap();
     let stranger = server.token("stranger", &["pull:main"]).await.http;
     let alice = server.token("alice", &["push:main"]).await.http;
     let path = TestPath::new("thing", "hello");
     let narinfo = format!("/push/main/{}.narinfo", path.hash());
     let huge = vec![b'x'; (1 << 20) + 1];
+    let huge_nar = vec![b'x'; 2 << 20];
+    let refused_nar = format!("/push/main/{}.lz4", path.nar_url());
+    let encoded = async |body: &[u8]| {
+        let request = alice.request(Method::PUT, &format!("/push/main/{}", path.nar_url()));
+        Answer::of(request.header("content-encoding", "gzip").body(Bytes::copy_from_slice(body))).await
+    };
     server.admin().vault_seal().await.unwrap();
 
     // Each request is wrong in every way that comes later, too.
@@ -516,8 +523,15 @@ async fn refusals_come_in_one_order() {
     let post = alice.request(Method::POST, &narinfo).body(huge.clone());
     Answer::of(post).await.assert_refused(405, "this URL takes GET, HEAD, PUT only");
     alice.put(&narinfo, huge.clone()).await.assert_refused(423, "narvault is sealed");
+    stranger.put(&refused_nar, huge_nar.clone()).await.assert_refused(403, "does not allow that");
+    alice.put(&refused_nar, huge_nar.clone()).await.assert_refused(423, "narvault is sealed");
+    encoded(&huge_nar).await.assert_refused(423, "narvault is sealed");
     server.admin().vault_unseal(&UnsealRequest::default()).await.unwrap();
     alice.put(&narinfo, huge).await.assert_refused(413, "the narinfo is larger than");
+    alice.put(&refused_nar, huge_nar.clone()).await.assert_refused(413, "the uploaded file is larger than");
+    encoded(&huge_nar).await.assert_refused(413, "the uploaded file is larger than");
+    alice.put(&refused_nar, "nonsense").await.assert_refused(422, "compression not accepted");
+    encoded(b"nonsense").await.assert_refused(422, "a NAR takes no Content-Encoding");
     alice.put(&narinfo, "nonsense").await.assert_refused(422, "does not end in a line feed");
     alice.put_narinfo("main", &path).await.assert_refused(422, "was not uploaded to this cache");
     alice.push("main", &path).await;
