@@ -4,7 +4,7 @@
 //! at that moment. A lease that ended by expiry leaves the row to be done once more, after the last
 //! moment at which the stalled holder's write can still land.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value, json};
 
@@ -236,7 +236,7 @@ pub async fn give_back(
     Ok(())
 }
 
-/// The narinfos of these paths that still wait in this cache, as objects.
+/// The narinfos of these paths that still wait in this cache.
 pub async fn waiting_narinfos(
     connection: &mut Connection,
     cache_id: &str,
@@ -257,6 +257,34 @@ pub async fn waiting_narinfos(
             Ok((hash, object))
         })
         .collect()
+}
+
+/// The published paths of this cache whose narinfos wait, and which refer to this path, be it by way of others that
+/// wait as well: their hashes.
+pub async fn waiting_referrers(
+    connection: &mut Connection,
+    cache_id: &str,
+    hash: StorePathHash,
+) -> Result<HashSet<StorePathHash>> {
+    let rows: Vec<(String,)> = sqlx::query_as(
+        "WITH RECURSIVE referrers (hash) AS ( \
+         SELECT p.hash FROM path_refs r JOIN claims c ON c.id = r.claim_id \
+         JOIN paths p ON p.id = c.path_id AND p.claim_id = c.id AND p.state = 'published' \
+         JOIN outbox o ON o.subject = p.hash AND o.kind = 'narinfo' AND o.cache_id = p.cache_id \
+         WHERE r.ref_hash = $2 AND p.cache_id = $1 \
+         UNION \
+         SELECT p.hash FROM referrers f JOIN path_refs r ON r.ref_hash = f.hash \
+         JOIN claims c ON c.id = r.claim_id \
+         JOIN paths p ON p.id = c.path_id AND p.claim_id = c.id AND p.state = 'published' \
+         JOIN outbox o ON o.subject = p.hash AND o.kind = 'narinfo' AND o.cache_id = p.cache_id \
+         WHERE p.cache_id = $1) SELECT hash FROM referrers",
+    )
+    .bind(cache_id)
+    .bind(hash.as_str())
+    .fetch_all(connection)
+    .await?;
+    let read = |(hash,): (String,)| hash.parse().map_err(|_| corrupt("paths", "hash", &hash));
+    rows.into_iter().map(read).collect()
 }
 
 /// Whether an object waits, leased or not.

@@ -409,16 +409,41 @@ impl Service {
                 return first.chain(others).collect();
             }
         };
-        leased.iter().map(|leased| self.render_narinfo(leased, &rows)).collect()
+        let mut rendered = Vec::with_capacity(leased.len());
+        for leased in leased {
+            rendered.push(self.render_or_wait(leased, &rows).await);
+        }
+        rendered
     }
 
-    fn render_narinfo(&self, leased: &Leased, rows: &NarInfoRows) -> Result<Rendered> {
+    /// A narinfo as the rows say, unless it has to wait for those of its references. Those that wait for it in turn
+    /// are not waited for: paths come to refer to each other where one was deleted and pushed anew with other
+    /// references.
+    async fn render_or_wait(&self, leased: &Leased, rows: &NarInfoRows) -> Result<Rendered> {
+        match self.render_narinfo(leased, rows, &HashSet::new())? {
+            Rendered::Later if leased.attempts >= CYCLE_ATTEMPTS_MIN => {}
+            rendered => return Ok(rendered),
+        }
+        let hash = leased.subject.parse().map_err(|_| unreadable(leased))?;
+        let mut connection = self.inner.db.read().await?;
+        let referrers = outbox::waiting_referrers(&mut connection, &leased.cache_id, hash).await?;
+        self.render_narinfo(leased, rows, &referrers)
+    }
+
+    fn render_narinfo(
+        &self,
+        leased: &Leased,
+        rows: &NarInfoRows,
+        not_waited_for: &HashSet<StorePathHash>,
+    ) -> Result<Rendered> {
         let (_, key) = named(leased)?;
         let ObjectKey::Cache(_, CacheObject::Narinfo(hash)) = key else { return Err(unreadable(leased)) };
         let Some(path) = rows.published.get(&hash) else { return Ok(Rendered::Delete) };
         let mut others = path.claim.references.iter().map(|path| path.hash()).filter(|other| *other != hash);
-        let waits =
-            |other| rows.waiting.get(&other).is_some_and(|object| !self.inner.finishing.holds(object));
+        let waits = |other| {
+            let object = rows.waiting.get(&other).filter(|_| !not_waited_for.contains(&other));
+            object.is_some_and(|object| !self.inner.finishing.holds(object))
+        };
         if others.any(waits) {
             return Ok(Rendered::Later);
         }
@@ -607,6 +632,10 @@ pub(super) const RELEASE_WAIT: Duration = Duration::from_secs(5);
 /// The whole time that a DELETE may take.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// After so many tries, some 0.3 s, a narinfo that waits looks whether it is waited for: a closure that is pushed in
+/// parallel is released before that, and is spared the search.
+const CYCLE_ATTEMPTS_MIN: i64 = 4;
+
 /// When an object is looked at again that could not be released.
 const WAITING: Duration = Duration::from_millis(20);
 const WAITING_MAX: Duration = Duration::from_millis(500);
@@ -618,3 +647,6 @@ const FINISH_PAUSE: Duration = Duration::from_millis(100);
 const WORKER_PAUSE: Duration = Duration::from_millis(500);
 const WORKER_BATCH: i64 = 64;
 const WORKER_CONCURRENCY: usize = 8;
+
+#[cfg(test)]
+mod tests;

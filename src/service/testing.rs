@@ -2,12 +2,21 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::measure::MeasureLimits;
-use super::{Call, FirstStart, Limits, Liveness, OpenSettings, Origin, Service, TokenRequest, VaultSettings};
+use super::{
+    Call, FIRST_CACHE, FirstStart, Limits, Liveness, OpenSettings, Origin, Published, Service, TokenRequest,
+    VaultSettings,
+};
 use crate::access::{Caller, ContributorName, Credential, TokenText};
 use crate::db::Db;
 use crate::db::contributors::ContributorKind;
 use crate::db::testing::{NOON, TestDb};
+use crate::nix::compression::{NarExtension, NarFileName};
+use crate::nix::hash::{FileHash, Sha256Digest};
+use crate::nix::nar::build::Node;
+use crate::nix::store_path::StorePath;
 use crate::storage::{self, DiskSettings, Storage};
 use crate::time::Clock;
 
@@ -99,6 +108,59 @@ impl TestService {
             note: None,
         };
         self.service.issue_token(call, &request).await.map(|issued| issued.text)
+    }
+}
+
+/// A store path of one regular file, uncompressed, as it is pushed.
+pub struct Sample {
+    pub path: StorePath,
+    pub file: NarFileName,
+    pub nar: Bytes,
+    pub narinfo: String,
+}
+
+impl Sample {
+    /// `base_name` and the references as they stand in a store; `contents` make no difference to the name.
+    pub fn new(base_name: &str, contents: &str, references: &[&StorePath]) -> Self {
+        let path = StorePath::from_base_name(base_name).unwrap();
+        let nar = Bytes::from(Node::file(contents).to_nar());
+        let digest = Sha256Digest::of(&nar);
+        let file = NarFileName { hash: FileHash(digest), extension: NarExtension::Nar };
+        let (hash, size) = (digest.base32(), nar.len());
+        let references: Vec<&str> = references.iter().map(|path| path.base_name()).collect();
+        let references = references.join(" ");
+        let narinfo = format!(
+            "StorePath: {path}\nURL: nar/{file}\nCompression: none\nNarHash: sha256:{hash}\nNarSize: {size}\n\
+             References: {references}\n"
+        );
+        Self { path, file, nar, narinfo }
+    }
+
+    /// One of many; `number` tells them apart.
+    pub fn numbered(number: u64) -> Self {
+        let digest = Sha256Digest::of(&number.to_be_bytes()).base32();
+        Self::new(&format!("{}-sample-{number}", &digest[..32]), &digest, &[])
+    }
+}
+
+impl TestService {
+    /// Uploads the NAR of a sample to the first cache.
+    pub async fn put_nar(&self, call: &Call, sample: &Sample) -> super::Result<()> {
+        let body = futures_util::stream::iter([Ok::<_, std::convert::Infallible>(sample.nar.clone())]);
+        let cache = FIRST_CACHE.parse().unwrap();
+        self.service.put_nar(call, &cache, sample.file, None, body).await
+    }
+
+    /// Publishes a sample whose NAR was uploaded.
+    pub async fn put_narinfo(&self, call: &Call, sample: &Sample) -> super::Result<Published> {
+        let cache = FIRST_CACHE.parse().unwrap();
+        self.service.put_narinfo(call, &cache, sample.path.hash(), sample.narinfo.as_bytes()).await
+    }
+
+    /// Both, as a push does it.
+    pub async fn push(&self, call: &Call, sample: &Sample) -> super::Result<Published> {
+        self.put_nar(call, sample).await?;
+        self.put_narinfo(call, sample).await
     }
 }
 
