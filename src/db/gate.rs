@@ -95,7 +95,7 @@ where
 }
 
 /// Any number, the same for all replicas: "narvault" in ASCII.
-const GATE_LOCK_ID: i64 = i64::from_be_bytes(*b"narvault");
+pub(super) const GATE_LOCK_ID: i64 = i64::from_be_bytes(*b"narvault");
 
 #[cfg(test)]
 mod tests;

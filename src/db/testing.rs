@@ -9,6 +9,8 @@ use url::Url;
 
 use super::caches::{self, CacheRow, UndeclaredReferences, Upstream, UpstreamPaths};
 use super::contributors::{self, ContributorKind, ContributorRow};
+use super::gate::GATE_LOCK_ID;
+use super::open::sqlite_url;
 use super::paths::{self, NewClaim, NewPath};
 use super::signing_keys::{self, KeyRow, KeyState};
 use super::tokens::{self, NewToken};
@@ -64,6 +66,32 @@ impl TestDb {
             execute(&server, &format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).await;
         }
     }
+}
+
+/// Whether nobody has passed the gate and not committed yet.
+pub async fn gate_is_free(test: &TestDb) -> bool {
+    use sqlx::Connection as _;
+    let (connection, is_free) = match &test.settings {
+        DbSettings::Sqlite { path } => {
+            let mut connection = Connection::connect(&sqlite_url(path, "rw")).await.unwrap();
+            sqlx::query("PRAGMA busy_timeout = 0").execute(&mut connection).await.unwrap();
+            let is_free = sqlx::query("BEGIN IMMEDIATE").execute(&mut connection).await.is_ok();
+            (connection, is_free)
+        }
+        DbSettings::Postgres { url, .. } => {
+            let mut connection = Connection::connect(url.as_str()).await.unwrap();
+            let (taken,): (i32,) =
+                sqlx::query_as("SELECT CASE WHEN pg_try_advisory_lock($1) THEN 1 ELSE 0 END")
+                    .bind(GATE_LOCK_ID)
+                    .fetch_one(&mut connection)
+                    .await
+                    .unwrap();
+            (connection, taken == 1)
+        }
+    };
+    // What it took, it takes with it.
+    let _ = connection.close().await;
+    is_free
 }
 
 #[expect(clippy::disallowed_methods, reason = "tests have no configuration; this is their one setting")]

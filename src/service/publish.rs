@@ -314,3 +314,6 @@ const GROUP_FOUND_REFS_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Objects whose presence in storage is asked for at once.
 const LOOKED_FOR_AT_ONCE: usize = 16;
+
+#[cfg(test)]
+mod tests;
