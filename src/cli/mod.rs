@@ -22,6 +22,7 @@ mod path;
 mod serve;
 pub mod server;
 mod session;
+mod storage;
 mod text;
 mod token;
 mod vault;
@@ -107,6 +108,9 @@ pub enum Command {
     /// Things done on the server's own host
     #[command(subcommand)]
     Admin(admin::AdminCommand),
+    /// What lies in a server's storage, looked at on its own host
+    #[command(subcommand)]
+    Storage(storage::StorageCommand),
     /// Check a server's configuration, database, storage and vault
     Check(check::CheckArgs),
     /// Print completions for a shell
@@ -154,6 +158,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Audit(command) => audit::run(command, &context).await,
         Command::Vault(command) => vault::run(command, &context).await,
         Command::Admin(command) => admin::run(command, &context).await,
+        Command::Storage(command) => storage::run(command, &context).await,
         Command::Check(args) => check::run(args, &context).await,
         Command::Completions(args) => completions::run(args, &context),
     }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::dialect::with_json_rows;
+use super::dialect::{Dialect, json_list, with_json_rows};
 use super::{Connection, Result, corrupt};
 use crate::access::{CacheId, ContributorId, TokenId};
 use crate::time::Timestamp;
@@ -123,6 +123,28 @@ pub async fn visible_body(
     .fetch_optional(connection)
     .await?;
     Ok(row.map(|(body,)| body))
+}
+
+/// Of these names, those of visible objects.
+pub async fn visible_among(
+    connection: &mut Connection,
+    cache: CacheId,
+    kind: AuxiliaryKind,
+    names: impl IntoIterator<Item = impl AsRef<str>>,
+) -> Result<Vec<String>> {
+    let statement = Dialect::of(connection).pick(
+        "SELECT name FROM auxiliary WHERE cache_id = $1 AND kind = $2 AND visible_at IS NOT NULL \
+         AND name IN (SELECT json_array_elements_text($3::json))",
+        "SELECT name FROM auxiliary WHERE cache_id = $1 AND kind = $2 AND visible_at IS NOT NULL \
+         AND name IN (SELECT value FROM json_each($3))",
+    );
+    let rows: Vec<(String,)> = sqlx::query_as(statement)
+        .bind(cache.to_string())
+        .bind(kind.as_str())
+        .bind(json_list(names))
+        .fetch_all(connection)
+        .await?;
+    Ok(rows.into_iter().map(|(name,)| name).collect())
 }
 
 /// Makes visible what `contributor` sent for these subjects: kind and name of each that became so.

@@ -185,6 +185,18 @@ pub async fn prefixes(connection: &mut Connection) -> Result<Vec<String>> {
     Ok(rows.into_iter().map(|(prefix,)| prefix).collect())
 }
 
+/// The cache that lies at each prefix, deleted ones too. No prefix is ever given twice.
+pub async fn owners(connection: &mut Connection) -> Result<HashMap<String, CacheId>> {
+    let rows: Vec<(String, String)> =
+        sqlx::query_as("SELECT prefix, id FROM caches").fetch_all(connection).await?;
+    rows.into_iter()
+        .map(|(prefix, id)| {
+            let cache = id.parse().map_err(|_| corrupt("caches", "id", &id))?;
+            Ok((prefix, cache))
+        })
+        .collect()
+}
+
 /// Writes a new cache down. [`super::DbError::Duplicate`]: the name was given before.
 pub async fn insert(connection: &mut Connection, cache: &CacheRow) -> Result<()> {
     sqlx::query(

@@ -212,6 +212,41 @@ pub async fn states(
         .collect()
 }
 
+/// Of these files, those that have a row in this cache, and how they stand.
+pub async fn standings(
+    connection: &mut Connection,
+    cache: CacheId,
+    files: impl IntoIterator<Item = NarFileName>,
+) -> Result<Vec<Standing>> {
+    let statement = Dialect::of(connection).pick(
+        "SELECT id, file_hash, ext, state, stored_at FROM measured \
+         WHERE cache_id = $1 AND file_hash IN (SELECT json_array_elements_text($2::json))",
+        "SELECT id, file_hash, ext, state, stored_at FROM measured \
+         WHERE cache_id = $1 AND file_hash IN (SELECT value FROM json_each($2))",
+    );
+    let rows: Vec<(String, String, String, String, i64)> = sqlx::query_as(statement)
+        .bind(cache.to_string())
+        .bind(json_list(files.into_iter().map(|file| file.hash.base32())))
+        .fetch_all(connection)
+        .await?;
+    rows.into_iter()
+        .map(|(id, hash, ext, state, stored_at)| {
+            let file = file_name(&hash, &ext).ok_or_else(|| corrupt("measured", "file_hash", &id))?;
+            let state = FileState::parse(&state).ok_or_else(|| corrupt("measured", "state", &id))?;
+            Ok(Standing { id, file, state, stored_at: Timestamp(stored_at) })
+        })
+        .collect()
+}
+
+/// How a file stands, without what was measured of it.
+#[derive(Debug)]
+pub struct Standing {
+    pub id: String,
+    pub file: NarFileName,
+    pub state: FileState,
+    pub stored_at: Timestamp,
+}
+
 /// Every file of this cache that carries this NAR, in whatever compression.
 pub async fn of_nar(connection: &mut Connection, cache: CacheId, nar: &NarHash) -> Result<Vec<Measured>> {
     let rows: Vec<Row> = sqlx::query_as(

@@ -296,6 +296,20 @@ pub async fn waits(connection: &mut Connection, object: &str) -> Result<bool> {
     Ok(row.is_some())
 }
 
+/// Of these objects, those that wait, leased or not.
+pub async fn waiting_among(
+    connection: &mut Connection,
+    objects: impl IntoIterator<Item = impl AsRef<str>>,
+) -> Result<Vec<String>> {
+    let statement = Dialect::of(connection).pick(
+        "SELECT object FROM outbox WHERE object IN (SELECT json_array_elements_text($1::json))",
+        "SELECT object FROM outbox WHERE object IN (SELECT value FROM json_each($1))",
+    );
+    let rows: Vec<(String,)> =
+        sqlx::query_as(statement).bind(json_list(objects)).fetch_all(connection).await?;
+    Ok(rows.into_iter().map(|(object,)| object).collect())
+}
+
 /// How many objects wait, and since when the oldest does.
 pub async fn backlog(connection: &mut Connection) -> Result<(i64, Option<Timestamp>)> {
     let (count, oldest): (i64, Option<i64>) =

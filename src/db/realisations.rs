@@ -1,5 +1,6 @@
 //! Build trace entries of content-addressed derivations; write-once.
 
+use super::dialect::{Dialect, json_list};
 use super::{Connection, Result};
 use crate::access::{CacheId, ContributorId, TokenId};
 use crate::time::Timestamp;
@@ -58,6 +59,29 @@ pub async fn find(
     .fetch_optional(connection)
     .await?;
     Ok(row)
+}
+
+/// Of these objects, those of entries whose output path is published.
+pub async fn published_among(
+    connection: &mut Connection,
+    cache: CacheId,
+    objects: impl IntoIterator<Item = impl AsRef<str>>,
+) -> Result<Vec<String>> {
+    let statement = Dialect::of(connection).pick(
+        "SELECT r.object FROM realisations r \
+         JOIN paths p ON p.cache_id = r.cache_id AND p.hash = r.output_hash \
+         WHERE r.cache_id = $1 AND p.state = 'published' \
+         AND r.object IN (SELECT json_array_elements_text($2::json))",
+        "SELECT r.object FROM realisations r \
+         JOIN paths p ON p.cache_id = r.cache_id AND p.hash = r.output_hash \
+         WHERE r.cache_id = $1 AND p.state = 'published' AND r.object IN (SELECT value FROM json_each($2))",
+    );
+    let rows: Vec<(String,)> = sqlx::query_as(statement)
+        .bind(cache.to_string())
+        .bind(json_list(objects))
+        .fetch_all(connection)
+        .await?;
+    Ok(rows.into_iter().map(|(object,)| object).collect())
 }
 
 /// Removes the entries whose output is this path: the objects that stood.

@@ -38,6 +38,7 @@ pub const METRICS: &[Metric] = &[
     ),
     counter("narvault_http_requests_total", &["route", "method", "status"], "Requests answered"),
     counter("narvault_nars_stored_total", &[], "NARs measured and stored"),
+    gauge("narvault_orphan_objects", &[], "Objects in storage that no row accounts for, counted once a day"),
     gauge("narvault_outbox_objects", &[], "Objects that wait to be written to storage or deleted from it"),
     gauge("narvault_outbox_oldest_seconds", &[], "How long the oldest of them has waited"),
     counter("narvault_paths_published_total", &[], "Paths signed and published"),

@@ -1,10 +1,11 @@
 //! The sweeper: NARs that no narinfo names, auxiliary objects that never became visible, uploads that
-//! nobody will finish.
+//! nobody will finish. Once a day it counts orphans, and leaves them alone.
 //!
 //! Condemning takes the gate exclusive, in small batches; deleting is the outbox's work.
 
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::release::Release;
@@ -15,6 +16,7 @@ use crate::storage::CacheObject;
 impl Service {
     /// Sweeps now and then until `stop`.
     pub(super) async fn sweeper(self, stop: CancellationToken) {
+        let mut orphans_due = Instant::now();
         loop {
             if let Err(error) = self.sweep().await {
                 tracing::warn!(
@@ -22,9 +24,38 @@ impl Service {
                     "sweeping failed; it is tried again"
                 );
             }
+            if Instant::now() >= orphans_due {
+                orphans_due = Instant::now() + ORPHANS_PAUSE;
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = self.count_orphans() => {}
+                }
+            }
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(SWEEP_PAUSE) => {}
+            }
+        }
+    }
+
+    /// Tells operators of objects that no row accounts for.
+    async fn count_orphans(&self) {
+        match self.look_for_orphans(ORPHAN_AGE).await {
+            Ok(found) => {
+                metrics::gauge!("narvault_orphan_objects").set(found.count as f64);
+                if found.count > 0 {
+                    tracing::warn!(
+                        objects = found.count,
+                        size_bytes = found.size_bytes,
+                        "no row accounts for objects in storage; `narvault storage orphans` lists them"
+                    );
+                }
+            }
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot look for orphans in storage"
+                );
             }
         }
     }
@@ -73,6 +104,12 @@ const SWEEP_PAUSE: Duration = Duration::from_secs(600);
 
 /// Between the two rows of an upload there is one write to storage, of minutes at most.
 const ARRIVING_MAX: Duration = Duration::from_secs(3600);
+
+/// A listing reads the whole bucket, a thousand objects a request.
+const ORPHANS_PAUSE: Duration = Duration::from_secs(24 * 3600);
+
+/// How old an object is at least that is told of as an orphan, and the row of an upload that ended midway.
+const ORPHAN_AGE: Duration = ARRIVING_MAX;
 
 /// No upload that goes on is older: 64 GiB at 1 MiB/s take 18 hours.
 const UPLOAD_AGE_MAX: Duration = Duration::from_secs(24 * 3600);

@@ -13,6 +13,7 @@ mod migrations;
 mod nix_copy;
 mod nix_versions;
 mod openapi;
+mod orphans;
 mod outage;
 mod push_batches;
 mod readme;

@@ -18,6 +18,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+use super::PATIENCE;
+
 /// A call of the S3 protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
@@ -59,8 +61,36 @@ pub struct Chaos {
 struct Shared {
     server: SocketAddr,
     faults: Mutex<VecDeque<(Call, Fault)>>,
+    holds: Mutex<Vec<Hold>>,
     /// Calls that have been dealt with, in the order of their end.
     seen: watch::Sender<Vec<Call>>,
+}
+
+/// The next call of a kind to an object whose name contains a text, which waits before the server hears of it.
+struct Hold {
+    call: Call,
+    part: &'static str,
+    reached: watch::Sender<bool>,
+    let_go: watch::Receiver<bool>,
+}
+
+/// A call that is held up, or will be, until this is dropped. It reaches the server even if its sender is gone by then.
+pub struct Held {
+    reached: watch::Receiver<bool>,
+    let_go: watch::Sender<bool>,
+}
+
+impl Held {
+    /// Waits until the call has come.
+    pub async fn reached(&mut self) {
+        let waiting = self.reached.wait_for(|reached| *reached);
+        tokio::time::timeout(PATIENCE, waiting).await.expect("the call did not come").unwrap();
+    }
+
+    /// Lets the call go on to the server.
+    pub fn let_go(self) {
+        self.let_go.send_replace(true);
+    }
 }
 
 type Body = BoxBody<Bytes, io::Error>;
@@ -69,8 +99,8 @@ impl Chaos {
     pub async fn before(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let shared =
-            Arc::new(Shared { server, faults: Mutex::default(), seen: watch::Sender::new(Vec::new()) });
+        let (faults, holds, seen) = (Mutex::default(), Mutex::default(), watch::Sender::new(Vec::new()));
+        let shared = Arc::new(Shared { server, faults, holds, seen });
         let accepting = shared.clone();
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
@@ -87,6 +117,20 @@ impl Chaos {
     /// The next `times` calls of this kind meet this fault.
     pub fn inject(&self, call: Call, fault: Fault, times: usize) {
         self.shared.faults.lock().unwrap().extend(std::iter::repeat_n((call, fault), times));
+    }
+
+    /// From now on no call meets a fault that was injected before.
+    pub fn calm(&self) {
+        self.shared.faults.lock().unwrap().clear();
+    }
+
+    /// Holds up the next call of this kind to an object whose name contains `part`.
+    pub fn hold(&self, call: Call, part: &'static str) -> Held {
+        let (reached, let_go) = (watch::Sender::new(false), watch::Sender::new(false));
+        let held = Held { reached: reached.subscribe(), let_go };
+        let hold = Hold { call, part, reached, let_go: held.let_go.subscribe() };
+        self.shared.holds.lock().unwrap().push(hold);
+        held
     }
 
     /// How many calls of this kind have been dealt with.
@@ -109,12 +153,33 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<R
         let place = faults.iter().position(|(disturbed, _)| *disturbed == call);
         place.and_then(|place| faults.remove(place)).map(|(_, fault)| fault)
     };
-    let result = disturb(&shared, request, fault).await;
+    let hold = {
+        let mut holds = shared.holds.lock().unwrap();
+        let meant = |hold: &Hold| hold.call == call && request.uri().path().contains(hold.part);
+        holds.iter().position(meant).map(|place| holds.remove(place))
+    };
+    let result = match hold {
+        Some(hold) => held(&shared, request, hold).await,
+        None => disturb(&shared, request, fault).await,
+    };
     shared.seen.send_modify(|seen| seen.push(call));
     if matches!(fault, Some(Fault::Stall | Fault::LateAnswer)) {
         std::future::pending::<()>().await;
     }
     result
+}
+
+/// Goes on in a task of its own: whether somebody still waits for the answer makes no difference to the server.
+async fn held(shared: &Shared, request: Request<Incoming>, mut hold: Hold) -> io::Result<Response<Body>> {
+    let request = received(request).await?;
+    let server = shared.server;
+    let going_on = tokio::spawn(async move {
+        hold.reached.send_replace(true);
+        // An error: the test has dropped its end.
+        let _ = hold.let_go.wait_for(|let_go| *let_go).await;
+        send(server, request).await
+    });
+    going_on.await.map_err(io::Error::other)?
 }
 
 async fn disturb(
@@ -158,13 +223,21 @@ async fn disturb(
 
 /// The server's answer to the unchanged request.
 async fn forward(shared: &Shared, request: Request<Incoming>) -> io::Result<Response<Body>> {
+    send(shared.server, received(request).await?).await
+}
+
+/// The request with its whole body.
+async fn received(request: Request<Incoming>) -> io::Result<Request<Full<Bytes>>> {
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
-    let socket = TcpStream::connect(shared.server).await?;
+    Ok(Request::from_parts(parts, Full::new(body)))
+}
+
+async fn send(server: SocketAddr, request: Request<Full<Bytes>>) -> io::Result<Response<Body>> {
+    let socket = TcpStream::connect(server).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(socket)).await.map_err(io::Error::other)?;
     tokio::spawn(connection);
-    let request = Request::from_parts(parts, Full::new(body));
     let answer = sender.send_request(request).await.map_err(io::Error::other)?;
     // Wholly, so that what the server does is done before the fault.
     let (parts, body) = answer.into_parts();

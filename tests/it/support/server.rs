@@ -2,6 +2,7 @@
 //! must kill it, signal it, measure it, or run several on one database.
 
 use std::ffi::OsStr;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -9,11 +10,13 @@ use std::sync::{Arc, Mutex};
 use narvault::api::{ClaimRequest, ContributorCreate, ContributorKind, TokenCreate};
 use narvault::cli::server::Server;
 use narvault::client::Client;
-use narvault::config::{Config, Flags};
+use narvault::config::{Config, Flags, StorageUrl};
+use narvault::storage::{self, Credentials, DiskSettings, S3Settings, Storage};
 use narvault::time::Clock;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
+use url::Url;
 use uuid::Uuid;
 
 use super::client::{Http, Token};
@@ -150,6 +153,49 @@ impl Site {
             Bucket::Here(server) => Some(s3_url(server)),
             Bucket::Real { url, .. } => Some(url.clone()),
         }
+    }
+
+    /// Where the bucket's server listens.
+    pub fn storage_endpoint(&self) -> SocketAddr {
+        let endpoint = self.s3_settings().unwrap().endpoint.unwrap();
+        endpoint.socket_addrs(|| None).unwrap()[0]
+    }
+
+    /// `storage.url` with another address for its endpoint: that of a proxy before it.
+    pub fn storage_url_at(&self, address: SocketAddr) -> String {
+        let mut url: Url = self.storage_url().unwrap().parse().unwrap();
+        let pairs: Vec<(String, String)> = url.query_pairs().into_owned().collect();
+        let others = pairs.iter().filter(|(name, _)| name != "endpoint");
+        let endpoint = format!("http://{address}");
+        url.query_pairs_mut().clear().extend_pairs(others).append_pair("endpoint", &endpoint);
+        url.into()
+    }
+
+    /// The storage itself, past every proxy.
+    pub async fn storage(&self) -> Storage {
+        let settings = match self.s3_settings() {
+            None => storage::Settings::Disk(DiskSettings { root: self.data().join("storage") }),
+            Some(settings) => storage::Settings::S3(settings.into()),
+        };
+        Storage::open(settings, Uuid::now_v7()).await.unwrap()
+    }
+
+    /// How to reach the bucket, where there is one.
+    pub fn s3_settings(&self) -> Option<S3Settings> {
+        let StorageUrl::S3(place) = self.storage_url()?.parse().unwrap() else { return None };
+        let (access_key_id, secret_access_key) = match &self.bucket {
+            Bucket::None => return None,
+            Bucket::Here(_) => (s3::ACCESS_KEY_ID, s3::SECRET_ACCESS_KEY),
+            Bucket::Real { access_key, secret_key, .. } => (access_key.as_str(), secret_key.as_str()),
+        };
+        let secret_access_key = secret_access_key.into();
+        Some(S3Settings {
+            prefix: place.prefix.parse().unwrap(),
+            endpoint: place.endpoint.map(|endpoint| endpoint.parse().unwrap()),
+            path_style: place.path_style,
+            credentials: Some(Credentials { access_key_id: access_key_id.to_owned(), secret_access_key }),
+            ..S3Settings::new(place.bucket, place.region.unwrap())
+        })
     }
 
     /// The `NARVAULT_…` variables of a server that works here.
@@ -380,11 +426,15 @@ impl TestServer {
 
     /// In a process of its own.
     pub async fn spawn(backend: Backend, settings: &[(&str, &str)]) -> Option<Self> {
-        let site = Site::new(backend).await?;
+        Some(Self::spawn_on(Site::new(backend).await?, settings).await)
+    }
+
+    /// In a process of its own, the first one on this site.
+    pub async fn spawn_on(site: Site, settings: &[(&str, &str)]) -> Self {
         let process = site.spawn(settings).await;
         let claim = process.told("--claim ").expect("a first start prints a claim");
         let url = process.url.clone();
-        Some(Self::claimed(site, url, &claim, Running::Process(Box::new(process))).await)
+        Self::claimed(site, url, &claim, Running::Process(Box::new(process))).await
     }
 
     async fn of_server(site: Site, server: Server) -> Self {
