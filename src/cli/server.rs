@@ -10,13 +10,13 @@ use secrecy::ExposeSecret as _;
 use url::Url;
 use uuid::Uuid;
 
-use crate::config::{Config, DatabaseUrl, Deliver, StorageUrl};
+use crate::config::{self, Config, DatabaseUrl, Deliver, StorageUrl};
 use crate::db::{Db, DbSettings};
 use crate::http::{self, App, HttpSettings, RunningServer};
 use crate::nix::nar::NarLimits;
 use crate::service::measure::MeasureLimits;
 use crate::service::{FirstStart, Limits, OpenSettings, Service, VaultSettings};
-use crate::storage::{self, DiskSettings, S3Settings, Storage};
+use crate::storage::{self, DiskSettings, Patience, S3Settings, Storage};
 use crate::time::Clock;
 use crate::vault::random;
 use crate::web;
@@ -84,11 +84,27 @@ pub async fn open_storage(config: &Config) -> anyhow::Result<Storage> {
             settings.endpoint = location.endpoint.as_deref().map(Url::parse).transpose()?;
             settings.path_style = location.path_style;
             settings.object_size_bytes_max = config.limits.nar_size_bytes.0;
+            settings.patience = patience(&config.storage)?;
             storage::Settings::S3(Box::new(settings))
         }
     };
     let instance = Uuid::from_bytes(random::bytes());
     Storage::open(settings, instance).await.context("cannot open the storage")
+}
+
+/// One attempt may take four fifths of the whole time, so that another can follow it.
+fn patience(storage: &config::Storage) -> Result<Patience, TryFromIntError> {
+    let total = Duration::from_secs(storage.timeout_seconds);
+    let defaults = Patience::default();
+    Ok(Patience {
+        connect: Duration::from_secs(storage.connect_timeout_seconds),
+        answer: Duration::from_secs(storage.answer_timeout_seconds),
+        attempt: total * 4 / 5,
+        total,
+        stalled: defaults.stalled.min(total),
+        attempts_max: storage.attempts_max.try_into()?,
+        ..defaults
+    })
 }
 
 /// What the database layer is opened with; the password comes from its file now.

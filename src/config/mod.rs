@@ -109,6 +109,14 @@ section! {
     /// `file://<path>` or `s3://bucket/prefix?endpoint=https://host&region=name&path_style=true`. Credentials come
     /// by the usual AWS chain.
     url: StorageUrl = "file://<data>/storage",
+    /// How long S3 is waited for to take a connection.
+    connect_timeout_seconds: u64 = "3",
+    /// How long S3 is waited for to begin its answer to a request without a large body.
+    answer_timeout_seconds: u64 = "30",
+    /// How long a call to S3 may take, its body and all its attempts included; the same on every replica.
+    timeout_seconds: u64 = "150",
+    /// How often S3 is asked where it fails in passing.
+    attempts_max: u64 = "5",
 }
 
 section! {
@@ -269,7 +277,8 @@ impl Config {
     fn check(&self, problems: &mut Vec<Problem>) {
         self.server.check(self.source("public_url"), problems);
         self.database.check(problems);
-        let ranges = self.database.ranges().into_iter().chain(self.limits.ranges());
+        let ranges = self.database.ranges().into_iter().chain(self.storage.ranges());
+        let ranges = ranges.chain(self.limits.ranges());
         for (key, found, min, max) in ranges {
             if !(min..=max).contains(&found) {
                 problems.push(Problem::Range { key, place: self.source(key), min, max });
@@ -356,6 +365,18 @@ impl Database {
             return Err(Problem::PasswordEmpty { path: path.clone() });
         }
         self.url.with_password(password).ok_or(Problem::PasswordUnused)
+    }
+}
+
+impl Storage {
+    fn ranges(&self) -> [(&'static str, u64, u64, u64); 4] {
+        [
+            ("storage.connect_timeout_seconds", self.connect_timeout_seconds, 1, 60),
+            ("storage.answer_timeout_seconds", self.answer_timeout_seconds, 1, 300),
+            // Leases of the outbox last a little longer, and nobody else writes the object meanwhile.
+            ("storage.timeout_seconds", self.timeout_seconds, 5, 600),
+            ("storage.attempts_max", self.attempts_max, 1, 20),
+        ]
     }
 }
 

@@ -51,6 +51,10 @@ database.url = sqlite://./narvault-data/narvault.db
 database.password_file = 
 database.connections_max = 10
 storage.url = file://./narvault-data/storage
+storage.connect_timeout_seconds = 3
+storage.answer_timeout_seconds = 30
+storage.timeout_seconds = 150
+storage.attempts_max = 5
 vault.key_file = 
 vault.passphrase_file = 
 nars.deliver = proxy
@@ -101,6 +105,10 @@ fn every_key_is_read_from_the_file_and_from_its_variable() {
         ("database.password_file", "/run/password"),
         ("database.connections_max", "3"),
         ("storage.url", "s3://bucket/nix?region=garage"),
+        ("storage.connect_timeout_seconds", "8"),
+        ("storage.answer_timeout_seconds", "9"),
+        ("storage.timeout_seconds", "10"),
+        ("storage.attempts_max", "11"),
         ("vault.key_file", "/run/key"),
         ("vault.passphrase_file", "/run/passphrase"),
         ("nars.deliver", "redirect"),
@@ -236,6 +244,10 @@ fn numbers_out_of_range_are_refused() {
         "limits.withdrawn_days = 3651",
         "limits.shutdown_seconds = 0",
         "limits.rate_per_minute = 0",
+        "storage.connect_timeout_seconds = 0",
+        "storage.answer_timeout_seconds = 301",
+        "storage.timeout_seconds = 4",
+        "storage.attempts_max = 0",
         "database.connections_max = 0",
         "database.connections_max = 9223372036854775807",
     ] {

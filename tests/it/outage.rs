@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use narvault::api::ClaimRequest;
 use narvault::client::Client;
 use narvault::nix::hash::Sha256Digest;
+use reqwest::Method;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
@@ -56,24 +57,6 @@ impl Wire {
     }
 }
 
-/// Where the storage of a site is.
-fn endpoint(site: &Site) -> SocketAddr {
-    let url: Url = site.storage_url().unwrap().parse().unwrap();
-    let endpoint = url.query_pairs().find(|(name, _)| name == "endpoint").unwrap().1.into_owned();
-    endpoint.parse::<Url>().unwrap().socket_addrs(|| None).unwrap()[0]
-}
-
-/// `storage.url` with another address for the endpoint.
-fn storage_at(site: &Site, address: SocketAddr) -> String {
-    let mut url: Url = site.storage_url().unwrap().parse().unwrap();
-    let pairs: Vec<(String, String)> = url.query_pairs().into_owned().collect();
-    let mut query = url.query_pairs_mut();
-    query.clear().extend_pairs(pairs.iter().filter(|(name, _)| name != "endpoint"));
-    query.append_pair("endpoint", &format!("http://{address}"));
-    drop(query);
-    url.into()
-}
-
 /// A server on a new site, requests of a stranger, and of the first administrator.
 async fn start(site: &Site, settings: &[(&str, &str)]) -> (Process, Http, Http) {
     let process = site.spawn(settings).await;
@@ -99,21 +82,18 @@ async fn nowhere(http: &Http, path: &TestPath) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fault_of_storage_that_passes_is_not_noticed() {
     let site = Site::new(Backend::SQLITE_S3).await.unwrap();
-    let chaos = Chaos::before(endpoint(&site)).await;
-    let storage = storage_at(&site, chaos.address);
+    let chaos = Chaos::before(site.storage_endpoint()).await;
+    let storage = site.storage_url_at(chaos.address);
     let (_process, http, pusher) = start(&site, &[("NARVAULT_STORAGE_URL", &storage)]).await;
 
-    for (round, fault) in [
+    for (round, fault) in (0..).zip([
         Fault::Answer(500, "InternalError"),
         Fault::Answer(503, "SlowDown"),
         Fault::CutRequest,
         Fault::CutAnswer(0),
         Fault::LoseAnswer,
         Fault::FailAfterSuccess,
-    ]
-    .into_iter()
-    .enumerate()
-    {
+    ]) {
         println!("{fault:?}");
         for (call, times) in
             [(Call::Put, 2), (Call::Head, 1), (Call::UploadPart, 1), (Call::CompleteUpload, 1)]
@@ -121,21 +101,154 @@ async fn a_fault_of_storage_that_passes_is_not_noticed() {
             chaos.inject(call, fault, times);
         }
         let small = TestPath::new("small", format!("{round}"));
-        // More than one part.
-        let pieces = (0..200_000_u32).flat_map(|n| (u64::from(n) << 32 | round as u64).to_le_bytes());
-        let large = TestPath::new("large", pieces.collect::<Vec<u8>>().repeat(6));
-        for path in [small, large] {
+        for path in [small, large(round)] {
             pusher.push("main", &path).await;
             whole(&http, &path).await;
         }
     }
 }
 
+/// Patience as short as configuration allows: what stalls is given up while a test still waits.
+const IMPATIENT: [(&str, &str); 4] = [
+    ("NARVAULT_STORAGE_CONNECT_TIMEOUT_SECONDS", "1"),
+    ("NARVAULT_STORAGE_ANSWER_TIMEOUT_SECONDS", "1"),
+    ("NARVAULT_STORAGE_TIMEOUT_SECONDS", "5"),
+    ("NARVAULT_STORAGE_ATTEMPTS_MAX", "2"),
+];
+
+/// A server whose storage can be disturbed, and who gives up soon.
+async fn impatient(site: &Site) -> (Chaos, Process, Http, Http) {
+    let chaos = Chaos::before(site.storage_endpoint()).await;
+    let storage = site.storage_url_at(chaos.address);
+    let settings = [("NARVAULT_STORAGE_URL", storage.as_str())];
+    let (process, http, pusher) = start(site, &[&settings[..], &IMPATIENT[..]].concat()).await;
+    (chaos, process, http, pusher)
+}
+
+/// More than one part of an upload; `number` tells them apart.
+fn large(number: u32) -> TestPath {
+    let pieces = (0..200_000_u32).flat_map(|n| (u64::from(n) << 32 | u64::from(number)).to_le_bytes());
+    TestPath::new("large", pieces.collect::<Vec<u8>>().repeat(6))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_storage_never_takes_is_refused_and_leaves_nothing_to_be_seen() {
+    let site = Site::new(Backend::SQLITE_S3).await.unwrap();
+    let (chaos, _process, http, pusher) = impatient(&site).await;
+    let storage = site.storage().await;
+
+    for (round, (call, fault)) in (0..).zip([
+        (Call::Put, Fault::Stall),
+        (Call::Put, Fault::Answer(500, "InternalError")),
+        (Call::Put, Fault::Answer(503, "SlowDown")),
+        (Call::Put, Fault::CutRequest),
+        (Call::CreateUpload, Fault::Stall),
+        (Call::UploadPart, Fault::Answer(503, "SlowDown")),
+        (Call::UploadPart, Fault::CutRequest),
+        (Call::CompleteUpload, Fault::Answer(500, "InternalError")),
+        (Call::CompleteUpload, Fault::CutRequest),
+    ]) {
+        println!("{call:?}: {fault:?}");
+        let path = match call {
+            Call::Put => TestPath::new("small", round.to_string()),
+            _ => large(round),
+        };
+        chaos.inject(call, fault, 100);
+
+        let refused = pusher.put_nar("main", &path).await;
+
+        refused.assert_refused(503, "storage cannot take or give objects now");
+        assert!(!refused.header("retry-after").is_empty());
+        chaos.calm();
+        pusher.head(&format!("/push/main/{}", path.nar_url())).await.assert_status(404);
+        pusher.put_narinfo("main", &path).await.assert_refused(422, "was not uploaded to this cache");
+        nowhere(&http, &path).await;
+        let object = format!("main/{}", path.nar_url()).parse().unwrap();
+        assert_eq!(storage.size(&object).await.unwrap(), None, "visible in the bucket");
+        pusher.push("main", &path).await;
+        whole(&http, &path).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_stalls_once_or_is_answered_late_is_done_again() {
+    let site = Site::new(Backend::SQLITE_S3).await.unwrap();
+    let (chaos, _process, http, pusher) = impatient(&site).await;
+
+    for (round, (call, fault)) in (0..).zip([
+        (Call::Put, Fault::Stall),
+        (Call::Put, Fault::LateAnswer),
+        (Call::CompleteUpload, Fault::LateAnswer),
+        (Call::Head, Fault::Stall),
+    ]) {
+        println!("{call:?}: {fault:?}");
+        let path = if call == Call::CompleteUpload {
+            large(round)
+        } else {
+            TestPath::new("small", round.to_string())
+        };
+        chaos.inject(call, fault, 1);
+
+        pusher.push("main", &path).await;
+
+        whole(&http, &path).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_narinfo_that_storage_does_not_take_is_served_and_written_once_it_does() {
+    let site = Site::new(Backend::SQLITE_S3).await.unwrap();
+    let (chaos, _process, http, pusher) = impatient(&site).await;
+    let storage = site.storage().await;
+    let path = TestPath::new("thing", "hello");
+    let narinfo = format!("main/{}.narinfo", path.hash()).parse().unwrap();
+    pusher.put_nar("main", &path).await.assert_status(201);
+    chaos.inject(Call::Put, Fault::Answer(503, "SlowDown"), 1000);
+
+    pusher.put_narinfo("main", &path).await.assert_status(201);
+
+    whole(&http, &path).await;
+    assert_eq!(storage.size(&narinfo).await.unwrap(), None);
+    chaos.calm();
+    until("the narinfo to be written", async || storage.size(&narinfo).await.unwrap().map(drop)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_that_storage_cuts_or_stalls_is_taken_up_again_or_ends_in_an_error() {
+    let site = Site::new(Backend::SQLITE_S3).await.unwrap();
+    let (chaos, _process, http, pusher) = impatient(&site).await;
+    let path = large(0);
+    pusher.push("main", &path).await;
+    let url = format!("/main/{}", path.nar_url());
+
+    for fault in
+        [Fault::CutAnswer(0), Fault::CutAnswer(1_000_000), Fault::Stall, Fault::Answer(503, "SlowDown")]
+    {
+        println!("{fault:?}, once");
+        chaos.inject(Call::Get, fault, 1);
+        assert_eq!(http.get(&url).await.assert_status(200).body, path.file);
+    }
+    for fault in [Fault::Stall, Fault::Answer(500, "InternalError")] {
+        println!("{fault:?}, for good");
+        chaos.inject(Call::Get, fault, 100);
+        http.get(&url).await.assert_refused(503, "storage cannot take or give objects now");
+        chaos.calm();
+    }
+    // The head is on its way when the bytes end: what the client gets must not look whole.
+    chaos.inject(Call::Get, Fault::CutAnswer(1_000_000), 1);
+    chaos.inject(Call::Get, Fault::CutAnswer(0), 100);
+    let answer = http.request(Method::GET, &url).send().await.unwrap();
+    assert_eq!(answer.status().as_u16(), 200);
+    assert!(answer.bytes().await.is_err(), "a part was taken for the whole");
+    chaos.calm();
+    whole(&http, &path).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_storage_narinfos_are_served_and_everything_else_is_refused_until_it_is_back() {
     let site = Site::new(Backend::SQLITE_S3).await.unwrap();
-    let wire = Wire::before(endpoint(&site)).await;
-    let storage = storage_at(&site, wire.address);
+    let wire = Wire::before(site.storage_endpoint()).await;
+    let storage = site.storage_url_at(wire.address);
     let (_process, http, pusher) = start(&site, &[("NARVAULT_STORAGE_URL", &storage)]).await;
     let before = TestPath::new("before", "hello");
     let between = TestPath::new("between", "hello, between");
