@@ -133,7 +133,8 @@ fn prepare_data(config: &Config) -> anyhow::Result<()> {
     builder.create(data).with_context(|| format!("cannot make the data folder {}", data.display()))
 }
 
-fn limits(config: &Config) -> Result<Limits, TryFromIntError> {
+/// What uploads and memory may cost.
+pub fn limits(config: &Config) -> Result<Limits, TryFromIntError> {
     let limits = &config.limits;
     let nar = NarLimits { nar_size_bytes_max: limits.nar_size_bytes.0, ..NarLimits::default() };
     // A NAR that does not compress makes a slightly larger file.

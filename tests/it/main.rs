@@ -8,6 +8,7 @@ mod demo;
 mod first_run;
 mod flow;
 mod isolation;
+mod leases;
 mod metrics;
 mod migrations;
 mod nix_copy;
