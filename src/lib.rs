@@ -90,3 +90,6 @@ pub mod tlog;
 pub mod upstream;
 pub mod vault;
 pub mod web;
+
+#[cfg(test)]
+mod fuzz;

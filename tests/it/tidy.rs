@@ -27,8 +27,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("web", &["service", "access"]),
 ];
 
-/// These use everything: they join the layers.
-const JOINING: &[&str] = &["main", "lib", "cli", "config"];
+/// These use everything: they join the layers. `fuzz` is in no build but that of the tests.
+const JOINING: &[&str] = &["main", "lib", "cli", "config", "fuzz"];
 
 /// Words with a home: libraries, and what stands for a whole duty.
 const HOMES: &[(&str, &[&str], &str)] = &[

@@ -8,22 +8,7 @@ const SIG: &str = "L1my2At/ytj/ZyKn1Sq3DsL/eHav0KW7URkN7hAwWWylEmm7cIZKDgaaB9qWy
 const SALT: Salt = [7; 16];
 
 /// The leaf of a signature that Nix 2.8 made too.
-const SIGN: &str = "narvault/log/v1
-event sign
-time 2026-11-22T13:10:00.123Z
-cache main
-path /nix/store/7pprv9srdzifgfss2pfhc3i03qyayigx-aaa-1.0
-nar-hash sha256:13mqindg90rwkpgrs66ybvv6ppd32rdzidwnzk0zg6hxwj10dic2
-nar-size 2080
-references 4kdzpbii0n6sb5gwvc4ybf7ny0rg6sc4-bb.txt 7pprv9srdzifgfss2pfhc3i03qyayigx-aaa-1.0
-key cache.example-1
-sig L1my2At/ytj/ZyKn1Sq3DsL/eHav0KW7URkN7hAwWWylEmm7cIZKDgaaB9qWy9EoSvMMRb6P7HDk7nhHS8orAA==
-by 01997c5c-0000-7000-8000-000000000001
-token 01997c5c-0000-7000-8000-000000000002
-policy direct
-replaces -
-detail AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=
-";
+const SIGN: &str = include_str!("../../../tests/golden/log-v1/sign.leaf");
 
 fn word(text: &str) -> Word {
     text.parse().unwrap()
