@@ -79,9 +79,13 @@ on_each_database_with_threads! {
             let (server, call, runtime) = (server.clone(), call.clone(), tokio::runtime::Handle::current());
             std::thread::spawn(move || runtime.block_on(server.put_narinfo(&call, &sample)))
         };
-        while gate_is_free(&test).await {
-            tokio::task::yield_now().await;
-        }
+        let passing = async {
+            while gate_is_free(&test).await {
+                tokio::task::yield_now().await;
+            }
+        };
+        let passed = tokio::time::timeout(Duration::from_secs(60), passing).await;
+        passed.expect("the publication did not pass the gate");
 
         let token = id(&server, &token);
         let revoking = {
