@@ -1,4 +1,4 @@
-//! The user's side: typed calls over [`crate::api`], and the login state that they need.
+//! The user's side: typed calls over [`crate::api`], the login state that they need, and the texts that set Nix up.
 //!
 //! Never uses `service` or a database, and never prints: what people see is `cli`'s business.
 
@@ -6,8 +6,13 @@ mod calls;
 mod error;
 mod http;
 pub mod login;
+mod marked;
+pub mod netrc;
+pub mod nix_conf;
 mod server_url;
+pub mod text_file;
 
 pub use error::{Error, ErrorKind};
 pub use http::Client;
+pub use marked::MarkError;
 pub use server_url::{ParseServerUrlError, ServerUrl};
