@@ -15,6 +15,7 @@ mod demo;
 mod failure;
 mod key;
 mod list;
+mod local_nix;
 mod logging;
 mod login;
 mod output;
@@ -25,6 +26,7 @@ mod session;
 mod storage;
 mod text;
 mod token;
+mod use_cache;
 mod vault;
 
 use std::ffi::OsString;
@@ -96,6 +98,10 @@ pub enum Command {
     /// Tokens: who may do what, until when
     #[command(subcommand)]
     Token(token::TokenCommand),
+    /// Let Nix pull from a cache: edits nix.conf, and netrc for a private one
+    Use(use_cache::UseArgs),
+    /// Take a cache out of nix.conf again
+    Unuse(use_cache::UnuseArgs),
     /// Store paths in a cache
     #[command(subcommand)]
     Path(path::PathCommand),
@@ -154,6 +160,8 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Key(command) => key::run(command, &context).await,
         Command::Contributor(command) => contributor::run(command, &context).await,
         Command::Token(command) => token::run(command, &context).await,
+        Command::Use(args) => use_cache::use_cache(args, &context).await,
+        Command::Unuse(args) => use_cache::unuse_cache(args, &context).await,
         Command::Path(command) => path::run(command, &context).await,
         Command::Audit(command) => audit::run(command, &context).await,
         Command::Vault(command) => vault::run(command, &context).await,

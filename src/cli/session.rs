@@ -58,7 +58,11 @@ impl Context {
 
     /// As [`Context::client`], and where the token comes from.
     pub fn session(&self) -> Result<Session, Failure> {
-        let url = self.server(None)?;
+        self.session_of(self.server(None)?)
+    }
+
+    /// As [`Context::session`], with the server at `url`.
+    pub fn session_of(&self, url: ServerUrl) -> Result<Session, Failure> {
         if self.token.is_some() {
             let client = Client::new(url, self.token.as_ref(), self.insecure_http)?;
             return Ok(Session { client, token_from: TokenFrom::Environment });
@@ -76,6 +80,11 @@ impl Context {
     /// A client of `url` with `token` or none, whatever is stored.
     pub fn client_of(&self, url: ServerUrl, token: Option<&SecretString>) -> Result<Client, Failure> {
         Ok(Client::new(url, token, self.insecure_http)?)
+    }
+
+    /// The token given in the environment.
+    pub fn token_given(&self) -> Result<SecretString, Failure> {
+        self.token.clone().ok_or_else(|| Failure::new(Exit::Usage, "NARVAULT_TOKEN is not set"))
     }
 
     /// The address given on the command line or in the environment.

@@ -5,6 +5,7 @@ pub mod api;
 pub mod chaos;
 pub mod client;
 pub mod database;
+pub mod desk;
 pub mod nix;
 pub mod s3;
 pub mod server;

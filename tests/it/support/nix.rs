@@ -8,10 +8,12 @@ use narvault::nix::hash::Sha256Digest;
 use narvault::nix::nar::build::Node;
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 use super::client::base_name;
-use super::{PATIENCE, variable};
+use super::desk::{path_with, put_on_path};
+use super::server::{Ended, TestServer, narvault};
+use super::{PATIENCE, until, variable};
 
 /// The chroots that are looked for.
 const SUITES: &[&str] = &["trixie", "sid"];
@@ -21,7 +23,7 @@ const SUITES: &[&str] = &["trixie", "sid"];
 pub struct Nix {
     /// Such as `2.26.3`.
     pub version: String,
-    suite: Option<&'static str>,
+    pub(super) suite: Option<&'static str>,
 }
 
 impl Nix {
@@ -229,6 +231,27 @@ impl Machine {
         output.stdout
     }
 
+    /// Runs narvault as this machine's user, with this Nix on the path.
+    pub async fn narvault(&self, server: &TestServer, arguments: &[&str]) -> Ended {
+        let bin = self.file("bin");
+        std::fs::create_dir_all(&bin).unwrap();
+        put_on_path(&self.nix, &bin);
+        let mut command = narvault();
+        self.prepare(&mut command);
+        command.args(arguments).env("PATH", path_with(&bin)).env("NARVAULT_URL", &server.url);
+        Ended::of(command).await
+    }
+
+    /// Starts this machine's daemon, as root, with the machine's memory and configuration.
+    pub async fn daemon(&self) -> Daemon {
+        let socket = self.file("socket");
+        let mut command = self.bare("nix-daemon");
+        command.args(["--option", "store", &self.store()]).env("NIX_DAEMON_SOCKET_PATH", &socket);
+        let process = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        until("the daemon", async || tokio::net::UnixStream::connect(&socket).await.ok()).await;
+        Daemon { store: format!("unix://{}", socket.display()), _process: process }
+    }
+
     /// Whether [`Machine::within`] works here.
     pub async fn can_build(&self) -> bool {
         self.within(["nix-store", "--version"]).await.succeeded
@@ -279,6 +302,13 @@ impl Machine {
     }
 }
 
+/// A running daemon, killed with this value.
+pub struct Daemon {
+    /// What its users give for `--store`.
+    pub store: String,
+    _process: Child,
+}
+
 /// A run of a command of Nix that came to its end.
 #[derive(Debug)]
 pub struct Ran {
@@ -288,7 +318,7 @@ pub struct Ran {
 }
 
 impl Ran {
-    async fn of(command: Command) -> Self {
+    pub(super) async fn of(command: Command) -> Self {
         let output = finish(command).await;
         Self {
             succeeded: output.status.success(),
@@ -318,7 +348,7 @@ async fn finish(mut command: Command) -> std::process::Output {
 }
 
 /// What begins a command on this machine, or in one of its chroots.
-fn command_in(suite: Option<&str>) -> Command {
+pub(super) fn command_in(suite: Option<&str>) -> Command {
     match suite {
         None => Command::new("env"),
         Some(suite) => {
@@ -330,7 +360,7 @@ fn command_in(suite: Option<&str>) -> Command {
 }
 
 /// What a command of Nix gets to see of this process's environment.
-fn paths() -> Vec<(&'static str, String)> {
+pub(super) fn paths() -> Vec<(&'static str, String)> {
     let cache = variable("XDG_CACHE_HOME").or_else(|| Some(format!("{}/.cache", variable("HOME")?)));
     let roots = variable("NARVAULT_TEST_NIX_ROOTS").or_else(|| Some(format!("{}/narvault/nix", cache?)));
     let found = [("PATH", variable("PATH")), ("NARVAULT_TEST_NIX_ROOTS", roots)];

@@ -1,0 +1,152 @@
+//! What still stands between an edited nix.conf and a pull, and the line that mends it.
+//!
+//! Asks Nix what it makes of the files; where it can not be asked, reads them as it would. Never changes anything.
+
+use serde::Serialize;
+
+use super::target::{Reader, Target};
+use crate::cli::local_nix::{
+    Effective, Places, Puller, Version, effective, is_trusted, puller, read_leniently, restart_command,
+};
+use crate::client::nix_conf::{Resolved, Trouble, Used};
+
+/// Something that is missing, and what mends it: a command, or a line of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Missing {
+    pub what: String,
+    pub mend: String,
+}
+
+fn missing(what: impl Into<String>, mend: impl Into<String>) -> Missing {
+    Missing { what: what.into(), mend: mend.into() }
+}
+
+/// What is asked about.
+pub struct Question<'a> {
+    pub target: &'a Target,
+    pub used: &'a Used,
+    pub private: bool,
+    pub places: &'a Places,
+    pub version: Option<Version>,
+    /// Whether the file was changed just now.
+    pub changed: bool,
+}
+
+/// Everything that is missing.
+pub async fn look(question: &Question<'_>) -> Vec<Missing> {
+    let mut found = Vec::new();
+    let resolved = resolve(question.target, question.places);
+    found.extend(resolved.troubles.iter().map(trouble));
+    match question.version {
+        None => found.push(missing(
+            "there is no `nix` on the path: what it makes of the file was not checked",
+            "run `narvault doctor` where Nix is installed",
+        )),
+        Some(version) => match effective(version, question.target.view()).await {
+            Ok(effective) => found.extend(not_in_effect(question, &resolved, &effective)),
+            Err(told) => found.push(missing(
+                format!("Nix cannot read its configuration: {}", told.lines().last().unwrap_or_default()),
+                "mend the line that it names",
+            )),
+        },
+    }
+    match question.target.reader {
+        Reader::User if puller() == Puller::Daemon => found.extend(daemon(question).await),
+        Reader::Machine if question.changed => {
+            found.push(missing("the daemon reads its configuration only when it starts", restart_command()))
+        }
+        _ => {}
+    }
+    found
+}
+
+/// What the files say that belong to a target.
+pub fn resolve(target: &Target, places: &Places) -> Resolved {
+    match target.reader {
+        Reader::User => places.resolve_user(&read_leniently),
+        Reader::Machine => places.resolve_system(&read_leniently),
+        Reader::Unknown => Resolved::read(std::slice::from_ref(&target.file.path), &read_leniently),
+    }
+}
+
+fn trouble(trouble: &Trouble) -> Missing {
+    match trouble {
+        Trouble::Illegal(place) => missing(
+            format!("{place} is no line that Nix understands: every command of Nix fails"),
+            "write it as `name = value`, with blanks around the `=`, or delete it",
+        ),
+        Trouble::Absent(place) => missing(
+            format!("{place} includes a file that is not there: every command of Nix fails"),
+            "write `!include` instead of `include`, or delete the line",
+        ),
+        Trouble::TooDeep(place) => missing(format!("{place} includes files without end"), "delete the line"),
+    }
+}
+
+/// What Nix does not see though the file says it.
+fn not_in_effect(question: &Question<'_>, resolved: &Resolved, effective: &Effective) -> Vec<Missing> {
+    let mut found = Vec::new();
+    let wanted = std::iter::once(("substituters", &question.used.url))
+        .chain(question.used.public_keys.iter().map(|key| ("trusted-public-keys", key)));
+    for (name, value) in wanted {
+        if effective.list(name).contains(value) {
+            continue;
+        }
+        found.push(match resolved.loses(name, value) {
+            Some(place) => missing(
+                format!("{place} replaces `{name}`, and takes {value} away again"),
+                format!("write there `extra-{name} = …` instead of `{name} = …`"),
+            ),
+            None => missing(
+                format!("Nix does not have {value} in `{name}`"),
+                format!("look where it is taken away: `nix show-config | grep {name}`"),
+            ),
+        });
+    }
+    if effective.flag("require-sigs") == Some(false) {
+        found.push(missing(
+            "`require-sigs` is off: Nix takes whatever a cache sends, signed or not",
+            "require-sigs = true",
+        ));
+    }
+    found
+}
+
+/// What keeps the daemon from obeying a user's own file.
+async fn daemon(question: &Question<'_>) -> Vec<Missing> {
+    let Used { url, public_keys } = question.used;
+    let system = question.places.resolve_system(&read_leniently);
+    let has =
+        |name: &str| system.list(name, &[]).iter().any(|found| found == url || *found == format!("{url}/"));
+    let knows = has("substituters") || has("trusted-substituters");
+    let keys = system.list("trusted-public-keys", &[]);
+    let trusts = public_keys.iter().all(|key| keys.contains(key));
+    let path = question.places.system.display();
+    if is_trusted(&system.list("trusted-users", &["root"])).await {
+        return Vec::new();
+    }
+    let for_all = if question.private {
+        // Root has no login of its own.
+        format!("sudo XDG_CONFIG_HOME=\"$HOME/.config\" narvault use {url} --system")
+    } else {
+        format!("sudo narvault use {url} --system")
+    };
+    let mut found = Vec::new();
+    if !knows {
+        found.push(missing(
+            "the daemon ignores this substituter: you are not in `trusted-users`",
+            format!("{for_all}   # or in {path}: extra-trusted-substituters = {url}"),
+        ));
+    }
+    if !trusts {
+        found.push(missing(
+            "the daemon ignores this key: you are not in `trusted-users`",
+            format!("{for_all}   # or in {path}: extra-trusted-public-keys = {}", public_keys.join(" ")),
+        ));
+    }
+    if question.private {
+        let what = "the cache is private, and builds pull as the daemon, which does not read your netrc file";
+        found.push(missing(what, for_all));
+    }
+    found
+}

@@ -1,0 +1,145 @@
+//! Somebody's desk: real Nix with configuration files of its own, and narvault beside it, which finds that Nix on the
+//! path. Unlike a [`super::nix::Machine`], nothing is set by NIX_CONFIG: what counts is what stands in the files.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use super::nix::{Nix, Ran, command_in, paths};
+use super::server::{Ended, TestServer, narvault};
+
+/// Makes a `nix` in a folder that is that Nix, wherever it is installed; the folder is the first of the search path.
+pub fn put_on_path(nix: &Nix, folder: &Path) {
+    if let Some(suite) = nix.suite {
+        let nix_in = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/nix-in");
+        let file = folder.join("nix");
+        std::fs::write(&file, format!("#!/bin/sh\nPATH=${{PATH#*:}} exec {nix_in} {suite} nix \"$@\"\n"))
+            .unwrap();
+        std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
+
+/// The search path with a folder before everything else.
+pub fn path_with(folder: &Path) -> String {
+    let (_, path) = paths().into_iter().find(|(name, _)| *name == "PATH").unwrap();
+    format!("{}:{path}", folder.display())
+}
+
+pub struct Desk {
+    pub nix: Nix,
+    folder: TempDir,
+    variables: Vec<(String, String)>,
+}
+
+impl Desk {
+    /// A desk whose machine asks no substituter and has an empty store.
+    pub fn new(nix: &Nix) -> Self {
+        let folder = tempfile::Builder::new().prefix("narvault-desk-").tempdir_in("/tmp").unwrap();
+        for name in ["home", "etc", "bin", "store/nix/store"] {
+            std::fs::create_dir_all(folder.path().join(name)).unwrap();
+        }
+        let desk = Self { nix: nix.clone(), folder, variables: Vec::new() };
+        desk.write("etc/nix.conf", &desk.machine_conf());
+        put_on_path(nix, &desk.file("bin"));
+        desk
+    }
+
+    /// A nix.conf of a machine with which nothing leaves this machine.
+    pub fn machine_conf(&self) -> String {
+        format!(
+            "experimental-features = nix-command\nbuild-users-group =\nsandbox = false\nsubstituters =\n\
+             connect-timeout = 10\nstore = local?root={}\n",
+            self.file("store").display()
+        )
+    }
+
+    /// A file of this desk: `etc/…` is the machine's, `home/…` the user's.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, text: &str) {
+        let path = self.file(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    /// The text of a file; `None` if it is not there.
+    pub fn read(&self, name: &str) -> Option<String> {
+        std::fs::read_to_string(self.file(name)).ok()
+    }
+
+    /// Sets a variable of the environment, for Nix and for narvault.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.variables.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Logs in, as a person does.
+    pub async fn log_in(&self, server: &TestServer, token: &str) {
+        let file = self.file("home/token");
+        std::fs::write(&file, token).unwrap();
+        let mut command = self.command(narvault());
+        command.args(["login", &server.url, "--token-stdin"]).stdin(std::fs::File::open(&file).unwrap());
+        let ended = Ended::of(command).await;
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        std::fs::remove_file(file).unwrap();
+    }
+
+    /// Runs narvault here.
+    pub async fn narvault(&self, arguments: &[&str]) -> Ended {
+        let mut command = self.command(narvault());
+        command.args(arguments);
+        Ended::of(command).await
+    }
+
+    /// As [`Desk::narvault`], and expects that it succeeds.
+    pub async fn narvault_ok(&self, arguments: &[&str]) -> String {
+        let ended = self.narvault(arguments).await;
+        assert_eq!(ended.code, Some(0), "{arguments:?}\n{}\n{}", ended.stdout, ended.stderr);
+        ended.stdout
+    }
+
+    /// As [`Desk::narvault_ok`], with `--json`.
+    pub async fn narvault_json(&self, arguments: &[&str]) -> Value {
+        let text = self.narvault_ok(&[arguments, &["--json"]].concat()).await;
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    /// Runs a program of Nix here, with no options but those given.
+    pub async fn run(&self, program: &str, arguments: &[&str]) -> Ran {
+        let mut command = command_in(self.nix.suite);
+        command.arg(program).args(arguments).stdin(std::process::Stdio::null());
+        Ran::of(self.command(command)).await
+    }
+
+    /// Fetches a path by whatever substituters are configured.
+    pub async fn pull(&self, path: &str) -> Ran {
+        self.run("nix-store", &["--realise", path]).await
+    }
+
+    /// What Nix says its configuration is.
+    pub async fn effective(&self) -> Value {
+        let words: &[&str] = if self.nix.is_since((2, 20)) {
+            &["config", "show", "--json"]
+        } else {
+            &["show-config", "--json"]
+        };
+        let arguments = [&["--extra-experimental-features", "nix-command"], words].concat();
+        serde_json::from_str(&self.run("nix", &arguments).await.success().stdout).unwrap()
+    }
+
+    fn command(&self, mut command: Command) -> Command {
+        let home = self.file("home");
+        command.env_clear().envs(paths()).current_dir(&home).kill_on_drop(true);
+        if command.as_std().get_program() == env!("CARGO_BIN_EXE_narvault") {
+            command.env("PATH", path_with(&self.file("bin")));
+        }
+        command.env("HOME", &home).env("NIX_CONF_DIR", self.file("etc"));
+        command.env("XDG_CONFIG_DIRS", self.file("none"));
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        command
+    }
+}
