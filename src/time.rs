@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::SystemTime;
 
-use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
+use time::{OffsetDateTime, PrimitiveDateTime};
 
 /// A moment, in milliseconds since 1970-01-01T00:00:00Z, as it stands in every table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,6 +44,12 @@ impl Timestamp {
         let millis = moment.unix_timestamp_nanos().div_euclid(1_000_000);
         // The years that the format allows fit by far.
         Ok(Self(i64::try_from(millis).unwrap_or(i64::MAX)))
+    }
+
+    /// Reads the date of an HTTP answer, `Sun, 22 Nov 2026 13:10:00 GMT`; `None` if it is none.
+    pub fn parse_http_date(text: &str) -> Option<Self> {
+        let moment = PrimitiveDateTime::parse(text, HTTP_DATE).ok()?.assume_utc();
+        Some(Self(moment.unix_timestamp().saturating_mul(1000)))
     }
 }
 
@@ -96,6 +102,9 @@ fn system_now() -> Timestamp {
 const RFC3339_MILLIS: &[BorrowedFormatItem<'_>] =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
 
+const HTTP_DATE: &[BorrowedFormatItem<'_>] =
+    format_description!("[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT");
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,6 +122,18 @@ mod tests {
     fn other_spellings_are_refused() {
         for text in ["", "yesterday", "2026-11-22", "2026-11-22 13:10", "1795353000"] {
             assert!(Timestamp::parse_rfc3339(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_date_of_an_http_answer_is_read() {
+        let moment = Timestamp(1_795_353_000_000);
+
+        assert_eq!(Timestamp::parse_http_date("Sun, 22 Nov 2026 13:10:00 GMT"), Some(moment));
+        for text in
+            ["", "Sunday, 22-Nov-26 13:10:00 GMT", "2026-11-22T13:10:00Z", "Sun, 32 Nov 2026 13:10:00 GMT"]
+        {
+            assert_eq!(Timestamp::parse_http_date(text), None, "{text:?}");
         }
     }
 

@@ -4,7 +4,7 @@
 //! asks a running server, as a container's health check does: exit code 0 or 1, no other.
 
 mod parts;
-mod report;
+pub(super) mod report;
 
 use std::path::PathBuf;
 use std::time::Duration;

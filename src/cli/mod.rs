@@ -12,6 +12,7 @@ mod check;
 mod completions;
 mod contributor;
 mod demo;
+mod doctor;
 mod failure;
 mod key;
 mod list;
@@ -119,6 +120,8 @@ pub enum Command {
     Storage(storage::StorageCommand),
     /// Check a server's configuration, database, storage and vault
     Check(check::CheckArgs),
+    /// Find out why Nix does not pull from a cache, and what helps
+    Doctor(doctor::DoctorArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -168,6 +171,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Admin(command) => admin::run(command, &context).await,
         Command::Storage(command) => storage::run(command, &context).await,
         Command::Check(args) => check::run(args, &context).await,
+        Command::Doctor(args) => doctor::run(args, &context).await,
         Command::Completions(args) => completions::run(args, &context),
     }
 }

@@ -255,6 +255,23 @@ impl Client {
         Ok((status == 200, text))
     }
 
+    /// The server's `Date`, if it sends one.
+    pub async fn date(&self) -> Result<Option<String>, Error> {
+        self.header(self.request(Method::GET, &["livez"])?, "date").await
+    }
+
+    // --- a binary cache, by the client of its pull URL ---
+
+    /// Status and body of what tells Nix that this is a cache.
+    pub async fn cache_info(&self) -> Result<(u16, Vec<u8>), Error> {
+        self.status_and_bytes(self.request(Method::GET, &["nix-cache-info"])?).await
+    }
+
+    /// Status and body of a path's narinfo.
+    pub async fn narinfo(&self, hash: &str) -> Result<(u16, Vec<u8>), Error> {
+        self.status_and_bytes(self.request(Method::GET, &[&format!("{hash}.narinfo")])?).await
+    }
+
     fn api(&self, method: Method, segments: &[&str]) -> Result<RequestBuilder, Error> {
         let mut all = vec!["api", "v1"];
         all.extend(segments);

@@ -100,6 +100,19 @@ impl Client {
         Ok((status, String::from_utf8_lossy(&body).into_owned()))
     }
 
+    /// Sends, and gives status and body of any answer, successful or not.
+    pub(super) async fn status_and_bytes(&self, request: RequestBuilder) -> Result<(u16, Vec<u8>), Error> {
+        let response = self.send(request).await?;
+        let status = response.status().as_u16();
+        Ok((status, self.body(response, ANSWER_SIZE_BYTES_MAX).await?))
+    }
+
+    /// Sends, and gives one header of any answer, if it is there and is text.
+    pub(super) async fn header(&self, request: RequestBuilder, name: &str) -> Result<Option<String>, Error> {
+        let response = self.send(request).await?;
+        Ok(response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned))
+    }
+
     async fn send(&self, request: RequestBuilder) -> Result<Response, Error> {
         request.send().await.map_err(|source| self.transport_error(source))
     }

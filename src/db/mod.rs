@@ -19,6 +19,7 @@ pub mod epoch;
 pub mod evidence;
 pub mod log;
 pub mod measured;
+pub mod nix_disk_cache;
 pub mod outbox;
 pub mod paths;
 pub mod realisations;

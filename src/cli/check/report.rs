@@ -1,6 +1,6 @@
-//! What `narvault check` found, line by line, and how it is printed.
+//! What `narvault check` or `narvault doctor` found, line by line, and how it is printed.
 //!
-//! Never holds a secret: values come redacted from the configuration.
+//! Never holds a secret: values come redacted from the configuration, or hold none.
 
 use serde::Serialize;
 
@@ -31,7 +31,7 @@ impl Status {
 #[derive(Debug, Serialize)]
 pub struct Line {
     pub status: Status,
-    /// `config`, `database`, `storage`, `vault` or `clock`.
+    /// `config`, `database`, `storage`, `vault` or `clock`; the doctor has others.
     pub part: &'static str,
     pub detail: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -58,6 +58,11 @@ impl Report {
     pub fn set_config(&mut self, effective: Vec<Effective>) {
         let setting = |Effective { key, value, source }| Setting { key, value, source: source.to_string() };
         self.config = effective.into_iter().map(setting).collect();
+    }
+
+    /// Takes in one key of a configuration that is not ours.
+    pub fn show(&mut self, key: &'static str, value: String, source: &str) {
+        self.config.push(Setting { key, value, source: source.to_owned() });
     }
 
     pub fn ok(&mut self, part: &'static str, detail: impl Into<String>) {

@@ -1,0 +1,237 @@
+//! What the server says: whether it is there, what the tokens are good for, and whether a path can be pulled.
+//!
+//! Sends the token of a netrc file only to the cache that Nix would send it to.
+
+use secrecy::{ExposeSecret, SecretString};
+
+use super::nix_side::Setup;
+use crate::api::CacheView;
+use crate::cli::check::report::Report;
+use crate::cli::local_nix::Puller;
+use crate::cli::session::{Session, TokenFrom};
+use crate::cli::text::{ends_within, moment};
+use crate::cli::{Context, Failure};
+use crate::client::netrc::entry_for;
+use crate::client::{Client, Error};
+use crate::nix::narinfo::NarInfo;
+use crate::nix::signature::PublicKey;
+use crate::time::Timestamp;
+
+/// Whether the server answers, the clocks, and the user's own token. False: there is no use in going on.
+pub async fn look(report: &mut Report, session: &Session, context: &Context) -> bool {
+    let client = &session.client;
+    match client.ready().await {
+        Ok((true, told)) if told.contains("sealed") => report.warn(
+            "server",
+            format!("{} is sealed: pulls go on, pushes do not", client.url()),
+            "an admin runs `narvault vault unseal`",
+        ),
+        Ok((true, _)) => report.ok("server", format!("{} is ready", client.url())),
+        Ok((false, told)) => report.fail(
+            "server",
+            format!("{} is not ready: {}", client.url(), told.trim()),
+            "look at the server's log, or run `narvault check` on its host",
+        ),
+        Err(error) => {
+            fail(report, "server", &error);
+            return false;
+        }
+    }
+    // A proxy may leave it out; an error was told above.
+    if let Ok(Some(date)) = client.date().await {
+        clock(report, &date, context.clock.now());
+    }
+    if session.token_from == TokenFrom::Nowhere {
+        report.ok("token", "none: public caches need none");
+        return true;
+    }
+    match client.whoami().await {
+        Ok(who) => {
+            let detail = format!(
+                "of {}, for {}, until {}",
+                who.contributor,
+                who.scopes.join(" "),
+                moment(&who.expires_at)
+            );
+            match ends_within(&who.expires_at, context.clock.now(), WARNING_DAYS) {
+                Ok(Some(left)) => {
+                    report.warn(
+                        "token",
+                        format!("{detail}: it ends in {left}"),
+                        "run `narvault token renew`",
+                    );
+                }
+                _ => report.ok("token", detail),
+            }
+        }
+        Err(error) => fail(report, "token", &error),
+    }
+    true
+}
+
+fn clock(report: &mut Report, date: &str, now: Timestamp) {
+    let Some(theirs) = Timestamp::parse_http_date(date) else { return };
+    let ahead = now.unix_seconds() - theirs.unix_seconds();
+    let detail = match ahead {
+        0.. => format!("this machine is {ahead} s ahead of the server"),
+        _ => format!("this machine is {} s behind the server", -ahead),
+    };
+    if ahead.abs() > SKEW_SECONDS_MAX {
+        report.warn(
+            "clock",
+            detail,
+            "set the clock: `timedatectl set-ntp true`; tokens and TLS depend on it",
+        );
+    } else {
+        report.ok("clock", detail);
+    }
+}
+
+/// A cache as the server describes it.
+pub async fn cache(report: &mut Report, session: &Session, name: &str) -> Option<CacheView> {
+    match session.client.cache(name).await {
+        Ok(view) => {
+            let kind = if view.public { "public" } else { "private" };
+            report.ok("cache", format!("{name} is {kind} and has {} paths", view.paths));
+            Some(view)
+        }
+        Err(error) => {
+            fail(report, "cache", &error);
+            None
+        }
+    }
+}
+
+/// The token that Nix has for a private cache, if it is there, can be read, and works.
+pub async fn netrc(
+    report: &mut Report,
+    setup: &Setup,
+    view: &CacheView,
+    context: &Context,
+) -> Result<Option<SecretString>, Failure> {
+    let name = &view.name;
+    let mend = format!("run `{}`", setup.use_command(&view.pull_url));
+    let Some(path) = setup.netrc_file() else {
+        report.fail("netrc", format!("{name} is private, and Nix has no netrc file"), mend);
+        return Ok(None);
+    };
+    let who = match setup.puller {
+        Puller::Own => "Nix",
+        Puller::Daemon => "the daemon",
+    };
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            if setup.puller == Puller::Daemon {
+                let detail = format!("{name}: {path} is for the daemon alone, as it should be");
+                report.warn("netrc", detail, format!("run `sudo narvault doctor {}`", view.pull_url));
+            } else {
+                let detail = format!("{name}: {path} cannot be read, which to Nix is silently none");
+                report.fail("netrc", detail, mend);
+            }
+            return Ok(None);
+        }
+        Err(_) => {
+            report.fail("netrc", format!("{name} is private, and {who} finds no {path}"), mend);
+            return Ok(None);
+        }
+    };
+    let server = crate::cli::session::parse_url(&view.pull_url)?;
+    let host = server.host();
+    let Some(token) = entry_for(&text, &host).and_then(|entry| entry.password) else {
+        report.fail("netrc", format!("{name}: {path} has no password for {host}"), mend);
+        return Ok(None);
+    };
+    let client = match context.client_of(server, Some(&token)) {
+        Ok(client) => client,
+        Err(failure) => {
+            let told = failure.to_string();
+            let told = told.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+            report.fail("netrc", format!("{name}: {told}"), mend);
+            return Ok(None);
+        }
+    };
+    match client.cache_info().await {
+        Ok((200, _)) => {
+            report.ok("netrc", format!("{name}: the token in {path} reads it"));
+            Ok(Some(token))
+        }
+        Ok((status, body)) => {
+            let said = String::from_utf8_lossy(&body).trim().replace(token.expose_secret(), "…");
+            let detail = format!("{name}: the token in {path} is refused ({status}): {said}");
+            report.fail("netrc", detail, mend);
+            Ok(None)
+        }
+        Err(error) => {
+            fail(report, "netrc", &error);
+            Ok(None)
+        }
+    }
+}
+
+/// Whether a path can be pulled: it is there, and signed by a key that is trusted.
+pub async fn path(report: &mut Report, setup: &Setup, view: &CacheView, cache: &Client, hash: &str) {
+    let name = &view.name;
+    let narinfo = match cache.narinfo(hash).await {
+        Ok((200, body)) => NarInfo::parse(&body),
+        Ok((404, _)) => {
+            let hint = format!("push it: `nix copy --to '{}' PATH`", view.push_url);
+            report.fail("path", format!("{name} does not have {hash}"), hint);
+            return;
+        }
+        Ok((status, _)) => {
+            report.fail("path", format!("{name} answers {status} for {hash}"), "try again later");
+            return;
+        }
+        Err(error) => return fail(report, "path", &error),
+    };
+    let Ok(narinfo) = narinfo else {
+        let hint = "compare `narvault --version` with the server's";
+        report.fail("path", format!("{name} has a narinfo for {hash} that cannot be read"), hint);
+        return;
+    };
+    let keys: Vec<PublicKey> = setup.public_keys().iter().filter_map(|key| key.parse().ok()).collect();
+    let message = narinfo.claim.fingerprint();
+    let signed = narinfo.signatures.iter().any(|signature| {
+        keys.iter().any(|key| *key.name() == signature.name && key.verify(message.as_bytes(), signature))
+    });
+    let path = narinfo.claim.path.to_string();
+    if signed {
+        report.ok("path", format!("{name} has {path}, signed by a trusted key"));
+    } else {
+        let detail = format!("{name} has {path}, and no key that Nix trusts has signed it");
+        report.fail("path", detail, format!("run `{}`", setup.use_command(&view.pull_url)));
+    }
+}
+
+fn fail(report: &mut Report, part: &'static str, error: &Error) {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    let hint = error.hint().unwrap_or_else(|| "run it again with another `--url`".to_owned());
+    report.fail(part, format!("{error}{cause}"), hint);
+}
+
+/// From here on a token's end is near, in days, as everywhere.
+const WARNING_DAYS: i64 = 7;
+
+/// A clock that is off by more has no time service; tokens allow for a minute.
+const SKEW_SECONDS_MAX: i64 = 30;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_off_by_more_than_30_seconds_is_warned_of() {
+        let server = Timestamp::parse_http_date("Sun, 22 Nov 2026 13:10:00 GMT").unwrap();
+        for (ahead, expected) in
+            [(0, false), (30, false), (-30, false), (31, true), (-31, true), (86_400, true)]
+        {
+            let mut report = Report::default();
+
+            clock(&mut report, "Sun, 22 Nov 2026 13:10:00 GMT", server.plus_seconds(ahead));
+
+            assert_eq!(report.checks[0].hint.is_some(), expected, "{ahead}: {}", report.checks[0].detail);
+            assert_eq!(report.failures(), 0);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! `narvault doctor` says nothing where all is well, and names what is wrong with its cure where it is not.
+
+use narvault::api::{KeyCreate, RevokeRequest};
+use serde_json::{Value, json};
+
+use crate::support::client::TestPath;
+use crate::support::desk::Desk;
+use crate::support::nix::require_nix;
+use crate::support::server::{Backend, TestServer};
+
+async fn server() -> TestServer {
+    let server = TestServer::start(Backend::SQLITE_DISK).await.unwrap();
+    let body = serde_json::from_value(json!({ "name": "team", "public": false })).unwrap();
+    server.admin().cache_create(&body).await.unwrap();
+    server.admin().key_create("team", &KeyCreate::default()).await.unwrap();
+    server
+}
+
+/// What is found: exit code, and a line for each check.
+async fn examined(desk: &Desk, arguments: &[&str]) -> (Option<i32>, Vec<String>) {
+    let ended = desk.narvault(&[&["doctor", "--json"], arguments].concat()).await;
+    let report: Value =
+        serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended:?}"));
+    let lines = report["checks"].as_array().unwrap().iter().map(|check| {
+        let word = |name: &str| check[name].as_str().unwrap_or_default().to_owned();
+        format!("{} {}: {} → {}", word("status"), word("part"), word("detail"), word("hint"))
+    });
+    (ended.code, lines.collect())
+}
+
+/// Fails, and says this in one line.
+async fn finds(desk: &Desk, arguments: &[&str], texts: &[&str]) {
+    let (code, lines) = examined(desk, arguments).await;
+    let fits = |line: &String| line.starts_with("fail ") && texts.iter().all(|text| line.contains(text));
+    assert!(code == Some(1) && lines.iter().any(fits), "{texts:?}: {code:?} {lines:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_is_well_after_use() {
+    let nix = require_nix!();
+    let server = server().await;
+    let bob = server.token("bob", &["push:team", "push:main"]).await;
+    let desk = Desk::new(&nix);
+    desk.log_in(&server, &bob.text).await;
+    for cache in ["main", "team"] {
+        desk.narvault_ok(&["use", cache]).await;
+    }
+    let path = TestPath::new("thing", "hello");
+    bob.http.push("team", &path).await;
+    desk.pull(&path.store_path).await.success();
+
+    let (code, lines) = examined(&desk, &["team", "--path", &path.store_path]).await;
+    let (all_code, all) = examined(&desk, &[]).await;
+
+    assert_eq!(code, Some(0), "{lines:#?}");
+    assert!(lines.iter().all(|line| line.starts_with("ok ")), "{lines:#?}");
+    for part in [
+        "nix",
+        "config",
+        "server",
+        "clock",
+        "token",
+        "cache",
+        "substituter",
+        "key",
+        "netrc",
+        "path",
+        "memory",
+    ] {
+        assert!(lines.iter().any(|line| line.starts_with(&format!("ok {part}: "))), "{part}: {lines:#?}");
+    }
+    // Both caches are found in the configuration.
+    assert!(
+        all_code == Some(0) && all.iter().filter(|line| line.starts_with("ok cache: ")).count() == 2,
+        "{all:#?}"
+    );
+    let people = desk.narvault_ok(&["doctor", "team"]).await;
+    assert!(people.contains("substituters") && !people.contains("nvt_"), "{people}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_fault_of_the_configuration_is_found() {
+    let nix = require_nix!();
+    let server = server().await;
+    let bob = server.token("bob", &["push:team", "push:main"]).await;
+    let path = TestPath::new("thing", "hello");
+    bob.http.push("main", &path).await;
+    let url = server.pull_url("main");
+    let mut desk = Desk::new(&nix);
+    desk.set("NARVAULT_URL", &server.url);
+    let conf = "home/.config/nix/nix.conf";
+    let cure = format!("narvault use {url}");
+
+    finds(&desk, &["main"], &["substituter", "does not ask", &cure]).await;
+    desk.write(conf, &format!("extra-substituters = {url}\n"));
+    finds(&desk, &["main"], &["key", "trusts none of its keys", &cure]).await;
+    finds(&desk, &["main", "--path", &path.store_path], &["path", "no key that Nix trusts has signed it"])
+        .await;
+    desk.write(conf, &format!("extra-substituters = {url}\nsubstituters = https://a.example\n"));
+    finds(&desk, &["main"], &["substituter", "nix.conf:2 replaces", &cure]).await;
+    desk.write(conf, "max-jobs=1\n");
+    finds(&desk, &["main"], &["config", "nix.conf:1", "name = value"]).await;
+    desk.write(conf, &format!("extra-substituters = {}\n", server.push_url("main")));
+    finds(&desk, &[], &["push url", "nix.conf:1", &format!("write {url} instead")]).await;
+    desk.write(conf, "");
+    desk.narvault_ok(&["use", "main"]).await;
+    let missing = TestPath::new("thing", "not pushed");
+    finds(&desk, &["main", "--path", &missing.store_path], &["path", "does not have", "nix copy --to"]).await;
+    server.admin().key_create("main", &KeyCreate::default()).await.unwrap();
+    let (code, lines) = examined(&desk, &["main"]).await;
+    assert!(code == Some(0) && lines.iter().any(|line| line.starts_with("warn key: ")), "{lines:#?}");
+
+    // A daemon that does not trust this user.
+    desk.set("NIX_REMOTE", "daemon");
+    desk.write("etc/nix.conf", &format!("{}trusted-users = somebody-else\n", desk.machine_conf()));
+    let cure = format!("sudo narvault use {url} --system");
+    finds(&desk, &["main"], &["substituter", "the daemon ignores", &cure]).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_fault_of_a_token_is_found() {
+    let nix = require_nix!();
+    let server = server().await;
+    let bob = server.token("bob", &["push:team"]).await;
+    let desk = Desk::new(&nix);
+    desk.log_in(&server, &bob.text).await;
+    desk.narvault_ok(&["use", "team"]).await;
+    let netrc = "home/.config/nix/netrc";
+    let good = desk.read(netrc).unwrap();
+    let cure = format!("narvault use {}", server.pull_url("team"));
+
+    desk.write(netrc, "machine other.example password x\n");
+    finds(&desk, &["team"], &["netrc", "has no password for 127.0.0.1", &cure]).await;
+    std::fs::remove_file(desk.file(netrc)).unwrap();
+    finds(&desk, &["team"], &["netrc", "finds no", &cure]).await;
+    desk.write(netrc, "machine 127.0.0.1 login x password nvt_wrong\n");
+    finds(&desk, &["team"], &["netrc", "is refused (401)", &cure]).await;
+    let other = server.token("bob", &["push:main"]).await;
+    desk.write(netrc, &format!("machine 127.0.0.1 password {}\n", other.text));
+    finds(&desk, &["team"], &["netrc", "is refused (403)", &cure]).await;
+    desk.write(netrc, &good);
+    assert_eq!(examined(&desk, &["team"]).await.0, Some(0));
+
+    let body = RevokeRequest { reason: "test".to_owned(), keep_issued: false };
+    server.admin().token_revoke(&bob.id, &body).await.unwrap();
+    finds(&desk, &["team"], &["token", "revoked", "narvault login"]).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_server_or_without_nix_the_rest_is_still_examined() {
+    let nix = require_nix!();
+    let mut desk = Desk::new(&nix);
+
+    let (code, lines) = examined(&desk, &[]).await;
+    assert!(code == Some(0) && lines.iter().any(|line| line.starts_with("warn server: ")), "{lines:#?}");
+    finds(&desk, &["http://127.0.0.1:1/main"], &["server", "cannot reach", "narvault check --ready"]).await;
+    desk.set("PATH", "/nonexistent");
+    finds(&desk, &[], &["nix", "there is no `nix`"]).await;
+}
