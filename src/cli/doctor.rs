@@ -79,7 +79,8 @@ async fn cache(
     let Some(setup) = setup else { return Ok(()) };
     nix_side::cache(report, setup, &view);
     let pull_url: ServerUrl = super::session::parse_url(&view.pull_url)?;
-    let token = if view.public { None } else { server_side::netrc(report, setup, &view, context).await? };
+    let token =
+        if view.public { None } else { server_side::netrc(report, setup, &view, session, context).await? };
     // Without the token that Nix has, what Nix can see cannot be seen.
     if !view.public && token.is_none() {
         return Ok(());

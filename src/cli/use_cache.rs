@@ -161,6 +161,12 @@ pub async fn unuse_cache(args: UnuseArgs, context: &Context) -> Result<(), Failu
         part.write(before.as_deref(), &spelling).map_err(|error| marks_failure(&target.file, error))?;
 
     let outcome = Edit { target: &target, before, after, netrc }.apply(args.dry_run)?;
+    if let Some(netrc) = outcome.netrc.as_ref().filter(|_| !args.dry_run) {
+        context.printer.note(&format!(
+            "the token that stood in {} stays valid until its end: `narvault token list` shows it",
+            netrc.file
+        ));
+    }
     if !args.dry_run && target.reader == Reader::Machine {
         let restart = local_nix::restart_command();
         context.printer.note(&format!("the daemon goes on as before until: {restart}"));

@@ -140,6 +140,14 @@ async fn each_fault_of_a_token_is_found() {
     let other = server.token("bob", &["push:main"]).await;
     desk.write(netrc, &format!("machine 127.0.0.1 password {}\n", other.text));
     finds(&desk, &["team"], &["netrc", "is refused (403)", &cure]).await;
+    let body = serde_json::from_value(json!({
+        "contributor": "bob", "scopes": ["pull:team"], "expires_in_seconds": 3 * 24 * 3600 + 60
+    }));
+    let short = server.admin().token_issue(&body.unwrap()).await.unwrap().token;
+    desk.write(netrc, &format!("machine 127.0.0.1 password {short}\n"));
+    let (code, lines) = examined(&desk, &["team"]).await;
+    let warned = |line: &String| line.starts_with("warn netrc: ") && line.contains("ends in 3 days");
+    assert!(code == Some(0) && lines.iter().any(warned), "{lines:#?}");
     desk.write(netrc, &good);
     assert_eq!(examined(&desk, &["team"]).await.0, Some(0));
 

@@ -244,7 +244,7 @@ async fn the_daemon_pulls_what_its_hook_pushed_and_remembers_like_everybody() {
         pusher.push(&push_url, &[&early]).await.success();
         assert!(!realise(&early).await.succeeded, "Nix {} does not fall into it any more", nix.version);
         found(&doctor(&root, &server, &[]).await, &["memory", hash_part(&early), "was not there"]);
-        drop(daemon);
+        daemon.stop().await;
         for entry in std::fs::read_dir(root.file("cache/nix")).unwrap() {
             let path = entry.unwrap().path();
             if path.to_string_lossy().contains("binary-cache-v") {
@@ -253,6 +253,7 @@ async fn the_daemon_pulls_what_its_hook_pushed_and_remembers_like_everybody() {
         }
         let daemon = root.daemon().await;
         user.run_bare("nix-store", ["--store", &daemon.store, "--realise", &early]).await.success();
+        daemon.stop().await;
     }
     server.stop().await;
 }

@@ -339,3 +339,63 @@ async fn what_is_printed_is_what_nix_reads() {
     assert_eq!(desk.effective().await["substituters"]["value"], json!([server.pull_url("main")]));
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_at_the_same_time_all_count() {
+    let nix = require_nix!();
+    let server = server().await;
+    let names = ["a", "b", "c", "d"];
+    for name in names {
+        private_cache(&server, name).await;
+    }
+    let bob =
+        server.token("bob", &names.map(|name| format!("pull:{name}")).each_ref().map(String::as_str)).await;
+    let desk = desk_of(&nix, &server);
+    desk.log_in(&server, &bob.text).await;
+    desk.write(USER_CONF, "max-jobs = 2\n");
+
+    futures_util::future::join_all(names.map(async |name| desk.narvault_ok(&["use", name]).await)).await;
+
+    let conf = desk.read(USER_CONF).unwrap();
+    for name in names {
+        assert!(conf.contains(&format!("extra-substituters = {}\n", server.pull_url(name))), "{conf}");
+    }
+    let token = token_in(&desk.read(USER_NETRC).unwrap());
+    let scopes = server.client(&token).whoami().await.unwrap().scopes;
+    assert_eq!(scopes, names.map(|name| format!("pull:{name}")));
+    for name in names {
+        desk.narvault_ok(&["unuse", name]).await;
+    }
+    assert_eq!((desk.read(USER_CONF).unwrap().as_str(), desk.read(USER_NETRC)), ("max-jobs = 2\n", None));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_nix_that_knows_no_extra_gets_whole_lists() {
+    let nix = require_nix!();
+    let server = server().await;
+    let desk = desk_of(&nix, &server);
+    // Says that it is older than it is, and reads the same files.
+    let script = "#!/bin/sh\nif [ \"$1\" = --version ]; then echo 'nix (Nix) 2.3.16'; exit; fi\nPATH=${PATH#*:} exec nix \"$@\"\n";
+    desk.write("bin/nix", script);
+    std::fs::set_permissions(desk.file("bin/nix"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let conf = "substituters = https://a.example\n";
+    desk.write(USER_CONF, conf);
+
+    let outcome = desk.narvault_json(&["use", "main"]).await;
+    let again = desk.narvault_json(&["use", "main"]).await;
+
+    assert_eq!((missing(&outcome).as_str(), &again["changed"]), ("[]", &json!(false)));
+    let text = desk.read(USER_CONF).unwrap();
+    assert!(
+        text.contains(&format!("substituters = https://a.example {}\n", server.pull_url("main"))),
+        "{text}"
+    );
+    assert!(!text.contains("extra-"), "{text}");
+    let effective = desk.effective().await;
+    assert_eq!(effective["substituters"]["value"], json!(["https://a.example", server.pull_url("main")]));
+    assert_eq!(effective["trusted-public-keys"]["value"].as_array().unwrap().len(), 2);
+    desk.narvault_ok(&["unuse", "main"]).await;
+    assert_eq!(desk.read(USER_CONF).unwrap(), conf);
+    server.stop().await;
+}

@@ -107,6 +107,7 @@ pub async fn netrc(
     report: &mut Report,
     setup: &Setup,
     view: &CacheView,
+    session: &Session,
     context: &Context,
 ) -> Result<Option<SecretString>, Failure> {
     let name = &view.name;
@@ -153,7 +154,11 @@ pub async fn netrc(
     };
     match client.cache_info().await {
         Ok((200, _)) => {
-            report.ok("netrc", format!("{name}: the token in {path} reads it"));
+            let detail = format!("{name}: the token in {path} reads it");
+            match end_of(&token, session, context).await? {
+                Some(left) => report.warn("netrc", format!("{detail}; it ends in {left}"), mend),
+                None => report.ok("netrc", detail),
+            }
             Ok(Some(token))
         }
         Ok((status, body)) => {
@@ -167,6 +172,17 @@ pub async fn netrc(
             Ok(None)
         }
     }
+}
+
+/// How long a token lasts yet, if that is not long.
+async fn end_of(
+    token: &SecretString,
+    session: &Session,
+    context: &Context,
+) -> Result<Option<String>, Failure> {
+    let client = context.client_of(session.client.url().clone(), Some(token))?;
+    let Ok(who) = client.whoami().await else { return Ok(None) };
+    Ok(ends_within(&who.expires_at, context.clock.now(), WARNING_DAYS).ok().flatten())
 }
 
 /// Whether a path can be pulled: it is there, and signed by a key that is trusted.

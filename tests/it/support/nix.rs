@@ -245,11 +245,12 @@ impl Machine {
     /// Starts this machine's daemon, as root, with the machine's memory and configuration.
     pub async fn daemon(&self) -> Daemon {
         let socket = self.file("socket");
+        let _ = std::fs::remove_file(&socket);
         let mut command = self.bare("nix-daemon");
         command.args(["--option", "store", &self.store()]).env("NIX_DAEMON_SOCKET_PATH", &socket);
         let process = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         until("the daemon", async || tokio::net::UnixStream::connect(&socket).await.ok()).await;
-        Daemon { store: format!("unix://{}", socket.display()), _process: process }
+        Daemon { store: format!("unix://{}", socket.display()), process }
     }
 
     /// Whether [`Machine::within`] works here.
@@ -306,7 +307,14 @@ impl Machine {
 pub struct Daemon {
     /// What its users give for `--store`.
     pub store: String,
-    _process: Child,
+    process: Child,
+}
+
+impl Daemon {
+    /// Waits until it is gone.
+    pub async fn stop(mut self) {
+        self.process.kill().await.unwrap();
+    }
 }
 
 /// A run of a command of Nix that came to its end.
