@@ -186,14 +186,18 @@ pub enum Puller {
 
 /// As Nix chooses its store where none is named: `src/libstore/store-api.cc`.
 pub fn puller() -> Puller {
-    let set = |name: &str| variable(name).filter(|value| !value.is_empty());
-    let socket = set("NIX_DAEMON_SOCKET_PATH").unwrap_or_else(|| "/nix/var/nix/daemon-socket/socket".into());
-    match set("NIX_REMOTE").as_deref() {
+    match variable("NIX_REMOTE").filter(|value| !value.is_empty()).as_deref() {
         Some("daemon") => Puller::Daemon,
         Some(_) => Puller::Own,
-        None if rustix::process::geteuid().is_root() || !Path::new(&socket).exists() => Puller::Own,
+        None if rustix::process::geteuid().is_root() || !has_daemon() => Puller::Own,
         None => Puller::Daemon,
     }
+}
+
+/// Whether there is a daemon on this machine, by its socket.
+pub fn has_daemon() -> bool {
+    let socket = variable("NIX_DAEMON_SOCKET_PATH").filter(|value| !value.is_empty());
+    socket.map_or_else(|| Path::new(SOCKET).exists(), |path| Path::new(&path).exists())
 }
 
 /// Whether the daemon takes the word of whoever runs this command: `trusted-users`, by name, group or `*`.
@@ -236,6 +240,9 @@ async fn run(command: &mut Command) -> std::io::Result<(bool, String, String)> {
 
 /// Printing a configuration takes below a second; on a machine that swaps, some seconds.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Where the daemon listens unless told.
+const SOCKET: &str = "/nix/var/nix/daemon-socket/socket";
 
 /// Before it, the command was `nix show-config`.
 const CONFIG_SHOW_SINCE: Version = Version(2, 20);

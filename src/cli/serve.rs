@@ -95,8 +95,9 @@ fn welcome(first: &FirstStart, url: &str) -> String {
          \x20   narvault token issue alice --scope push:{cache}\n\n\
          \x20 Push, with that token as the password for this host in a netrc file:\n\
          \x20   nix copy --to '{url}/push/{cache}' --option netrc-file $PWD/netrc /nix/store/...\n\n\
-         \x20 Pull, after this command, or by these two lines in nix.conf:\n\
-         \x20   narvault use {url}/{cache}\n\
+         \x20 Pull:\n\
+         \x20   narvault use {url}/{cache}\n\n\
+         \x20 or by these two lines in nix.conf:\n\
          \x20   extra-substituters = {url}/{cache}\n\
          \x20   extra-trusted-public-keys = {public_key}\n\n"
     )

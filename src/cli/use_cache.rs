@@ -94,7 +94,7 @@ pub async fn use_cache(args: UseArgs, context: &Context) -> Result<(), Failure> 
     let version = local_nix::version().await.map(|(_, version)| version);
     let target = Target::choose(&args.which, &places)?;
     let mut locks = Locks::default();
-    locks.take(&target.file, args.dry_run)?;
+    locks.take(&target.file, &target.reader, args.dry_run)?;
 
     let before = target.file.read().map_err(|error| file_failure(error, &target.reader))?;
     let mut part = part_of(&target.file, before.as_deref())?;
@@ -103,7 +103,7 @@ pub async fn use_cache(args: UseArgs, context: &Context) -> Result<(), Failure> 
         None
     } else {
         let place = netrc_entry::place(&target, part.netrc_file.as_deref(), &without, &places)?;
-        locks.take(&place.0, args.dry_run)?;
+        locks.take(&place.0, &target.reader, args.dry_run)?;
         let wanted = Wanted { cache: &name, host: &host, server: &server, session: &session };
         Some(netrc_entry::plan(&wanted, place, context, args.dry_run).await?)
     };
@@ -137,18 +137,25 @@ pub async fn unuse_cache(args: UnuseArgs, context: &Context) -> Result<(), Failu
     let version = local_nix::version().await.map(|(_, version)| version);
     let target = Target::choose(&args.which, &places)?;
     let mut locks = Locks::default();
-    locks.take(&target.file, args.dry_run)?;
+    locks.take(&target.file, &target.reader, args.dry_run)?;
 
     let before = target.file.read().map_err(|error| file_failure(error, &target.reader))?;
     let mut part = part_of(&target.file, before.as_deref())?;
-    let url = chosen(&part, &args.cache, &target.file)?;
+    let Some(url) = chosen(&part, &args.cache)? else {
+        let used: Vec<&str> = part.caches.iter().map(|cache| &*cache.url).collect();
+        let used = if used.is_empty() { "none".to_owned() } else { used.join(", ") };
+        let path = target.file.path.display();
+        let what = format!("no cache {} stands in narvault's part of {path}: {used}", args.cache);
+        context.printer.note(&what);
+        return Ok(());
+    };
     let host = host_of(&url)?;
     part.caches.retain(|cache| cache.url != url);
     let without = without_us(&target, &places, before.as_deref())?;
     let last_of_host = part.caches.iter().all(|cache| host_of(&cache.url).is_ok_and(|other| other != host));
     let netrc = if last_of_host {
         let (file, _) = netrc_entry::place(&target, part.netrc_file.as_deref(), &without, &places)?;
-        locks.take(&file, args.dry_run)?;
+        locks.take(&file, &target.reader, args.dry_run)?;
         Some(netrc_entry::plan_removal(file, &host)?).filter(NetrcEdit::is_change)
     } else {
         None
@@ -241,10 +248,10 @@ impl Edit<'_> {
 struct Locks(Vec<(std::path::PathBuf, std::fs::File)>);
 
 impl Locks {
-    fn take(&mut self, file: &TextFile, dry_run: bool) -> Result<(), Failure> {
+    fn take(&mut self, file: &TextFile, reader: &Reader, dry_run: bool) -> Result<(), Failure> {
         let folder = file.folder().to_owned();
         if !dry_run && self.0.iter().all(|(taken, _)| *taken != folder) {
-            let lock = file.lock().map_err(|error| file_failure(error, &Reader::Machine))?;
+            let lock = file.lock().map_err(|error| file_failure(error, reader))?;
             self.0.push((folder, lock));
         }
         Ok(())
@@ -326,21 +333,14 @@ fn spelling(version: Option<Version>, without: &Resolved) -> Spelling {
     }
 }
 
-/// The one cache of our part that was meant.
-fn chosen(part: &Part, text: &str, file: &TextFile) -> Result<String, Failure> {
+/// The one cache of our part that was meant, if it is there.
+fn chosen(part: &Part, text: &str) -> Result<Option<String>, Failure> {
     let wanted = text.trim_end_matches('/');
     let is_meant = |url: &str| url == wanted || url.rsplit('/').next() == Some(wanted);
     let found: Vec<&str> = part.caches.iter().map(|cache| &*cache.url).filter(|url| is_meant(url)).collect();
     match found[..] {
-        [url] => Ok(url.to_owned()),
-        [] => Err(Failure::new(
-            Exit::Failure,
-            format!("{} uses no cache {wanted} that `narvault use` has put there", file.path.display()),
-        )
-        .hint(match part.caches.first() {
-            Some(cache) => format!("it uses {}", cache.url),
-            None => "try `--system`, or `--file FILE`".to_owned(),
-        })),
+        [] => Ok(None),
+        [url] => Ok(Some(url.to_owned())),
         _ => Err(Failure::new(Exit::Usage, format!("several caches are called {wanted}"))
             .hint(format!("give the whole URL: {}", found.join(", ")))),
     }
@@ -390,3 +390,67 @@ fn text(outcome: &Outcome, done: &str) -> String {
 
 /// `extra-` for any list came with it.
 const EXTRA_SINCE: Version = Version(2, 4);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(pull_url: &str, public_keys: &[&str]) -> CacheView {
+        let json = serde_json::json!({
+            "id": "c-1", "name": "main", "public": true, "priority": 41, "prefix": "main", "upstreams": [],
+            "upstream_paths": "store", "undeclared_references": "record", "public_keys": public_keys,
+            "pull_url": pull_url, "push_url": "https://a.example/push/main", "paths": 0, "bytes": 0,
+            "created_at": "2026-11-22T13:10:00Z"
+        });
+        serde_json::from_value(json).unwrap()
+    }
+
+    const URL: &str = "https://a.example/main";
+    const KEY: &str = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
+
+    #[test]
+    fn a_server_cannot_write_settings_of_its_choice() {
+        assert_eq!(
+            checked(&view(URL, &[KEY])).unwrap(),
+            Used { url: URL.into(), public_keys: vec![KEY.into()] }
+        );
+        for (url, keys) in [
+            ("https://a.example/main#", &[KEY][..]),
+            ("https://a.example/${builtins.currentTime}", &[KEY]),
+            ("https://a.example/'main", &[KEY]),
+            ("https://me:secret@a.example/main", &[KEY]),
+            ("file:///etc", &[KEY]),
+            ("", &[KEY]),
+            (URL, &[]),
+            (URL, &["main-1:AAAA"]),
+            (URL, &["main-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=\nrequire-sigs = false"]),
+            (URL, &["main 1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY="]),
+            (URL, &[KEY, "\" ]; x = \""]),
+        ] {
+            assert!(checked(&view(url, keys)).is_err(), "{url:?} {keys:?}");
+        }
+        // A URL is one word, whatever it was.
+        for url in ["https://a.example/main\npost-build-hook = /tmp/x", "https://a.example/a b\tc"] {
+            let used = checked(&view(url, &[KEY])).unwrap();
+            assert!(used.url.bytes().all(|byte| byte.is_ascii_graphic()), "{}", used.url);
+        }
+    }
+
+    #[test]
+    fn the_cache_that_is_meant_is_found_by_name_or_by_url() {
+        let part = Part {
+            caches: ["https://a.example/main", "https://b.example/main", "https://a.example/team"]
+                .map(|url| Used { url: url.into(), public_keys: Vec::new() })
+                .into(),
+            netrc_file: None,
+        };
+
+        assert_eq!(chosen(&part, "team").unwrap().as_deref(), Some("https://a.example/team"));
+        assert_eq!(
+            chosen(&part, "https://b.example/main/").unwrap().as_deref(),
+            Some("https://b.example/main")
+        );
+        assert_eq!(chosen(&part, "other").unwrap(), None);
+        assert!(chosen(&part, "main").unwrap_err().to_string().contains("give the whole URL"));
+    }
+}

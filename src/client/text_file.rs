@@ -90,10 +90,12 @@ impl TextFile {
         self.real.with_file_name(name)
     }
 
-    /// Makes the folder, and keeps others who edit this way out until the value is dropped.
+    /// Makes the folder, and keeps others who edit this way out until the value is dropped. Fails where nothing could
+    /// be written, before anything is done that rests on it.
     pub fn lock(&self) -> Result<File, TextFileError> {
         let folder = self.folder();
         let locked = DirBuilder::new().recursive(true).mode(0o755).create(folder).and_then(|()| {
+            rustix::fs::access(folder, rustix::fs::Access::WRITE_OK)?;
             let folder = File::open(folder)?;
             folder.lock()?;
             Ok(folder)

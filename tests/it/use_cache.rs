@@ -103,7 +103,8 @@ async fn the_machines_files_serve_everybody() {
     let server = server().await;
     private_cache(&server, "team").await;
     let bob = server.token("bob", &["push:team"]).await;
-    let desk = desk_of(&nix, &server);
+    let mut desk = desk_of(&nix, &server);
+    desk.set("NIX_DAEMON_SOCKET_PATH", &desk.file("etc").display().to_string());
     desk.log_in(&server, &bob.text).await;
     let path = TestPath::new("private", "for everybody");
     bob.http.push("team", &path).await;
@@ -259,7 +260,7 @@ async fn generated_and_foreign_files_are_refused_with_a_way_out() {
 
     assert!(generated.code == Some(1) && generated.stderr.contains("--print home-manager"), "{generated:?}");
     assert!(broken.code == Some(1) && broken.stderr.contains("line 1 begins narvault's part"), "{broken:?}");
-    assert!(unknown.code == Some(1) && unknown.stderr.contains("uses no cache main"), "{unknown:?}");
+    assert!(unknown.code == Some(0) && unknown.stderr.contains("no cache main stands in"), "{unknown:?}");
     assert!(nothing.code == Some(3), "{nothing:?}");
     server.stop().await;
 }
@@ -292,6 +293,7 @@ async fn what_is_still_missing_is_told_with_the_line_that_mends_it() {
     desk.write("etc/nix.conf", &format!("{}trusted-users = somebody-else\n", desk.machine_conf()));
     desk.set("NIX_REMOTE", "daemon");
     let ignored = desk.narvault_json(&["use", "main"]).await;
+    assert_eq!(ignored["missing"].as_array().unwrap().len(), 1, "{ignored}");
     for part in [
         format!("sudo narvault use {url} --system"),
         format!("extra-trusted-substituters = {url}"),
@@ -397,5 +399,43 @@ async fn a_nix_that_knows_no_extra_gets_whole_lists() {
     assert_eq!(effective["trusted-public-keys"]["value"].as_array().unwrap().len(), 2);
     desk.narvault_ok(&["unuse", "main"]).await;
     assert_eq!(desk.read(USER_CONF).unwrap(), conf);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_whom_the_daemon_does_not_trust_is_told_what_helps_and_it_does() {
+    let nix = require_nix!();
+    if !rustix::process::geteuid().is_root() {
+        return println!("skipped: only root can become another user");
+    }
+    let server = server().await;
+    private_cache(&server, "team").await;
+    let bob = server.token("bob", &["push:team"]).await;
+    let path = TestPath::new("private", "by the daemon");
+    bob.http.push("team", &path).await;
+    let mut desk = desk_of(&nix, &server);
+    let daemon = desk.start_daemon().await;
+    desk.become_nobody();
+    desk.log_in(&server, &bob.text).await;
+
+    let alone = desk.narvault_json(&["use", "team"]).await;
+    let refused = desk.pull_by_daemon(&path.store_path).await;
+    let denied = desk.narvault(&["use", "team", "--system"]).await;
+
+    let url = server.pull_url("team");
+    assert!(missing(&alone).contains(&format!("narvault use {url} --system")), "{alone}");
+    assert!(!refused.succeeded && refused.stderr.contains("untrusted substituter"), "{}", refused.stderr);
+    assert!(denied.code == Some(1) && denied.stderr.contains("run it with sudo"), "{denied:?}");
+
+    // As the hint says: by sudo, with the user's login.
+    desk.become_root();
+    let outcome = desk.narvault_json(&["use", &url, "--system"]).await;
+    assert!(missing(&outcome).contains("restart"), "{outcome}");
+    daemon.stop().await;
+    let daemon = desk.start_daemon().await;
+    desk.become_nobody();
+    assert_eq!(missing(&desk.narvault_json(&["use", "team"]).await), "[]");
+    desk.pull_by_daemon(&path.store_path).await.success();
+    daemon.stop().await;
     server.stop().await;
 }

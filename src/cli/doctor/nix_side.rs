@@ -2,6 +2,8 @@
 //!
 //! Never asks the server.
 
+use std::collections::BTreeSet;
+
 use crate::api::CacheView;
 use crate::cli::check::report::Report;
 use crate::cli::local_nix::{
@@ -104,13 +106,19 @@ pub async fn look(report: &mut Report) -> Option<Setup> {
         Puller::Daemon => is_trusted(&daemon.list("trusted-users")).await,
     };
     let setup = Setup { puller, is_obeyed, own, daemon, resolved };
-    let from = match (puller, is_obeyed) {
-        (Puller::Own, _) => "nix, as you",
-        (Puller::Daemon, true) => "daemon, obeys you",
-        (Puller::Daemon, false) => "daemon",
+    let (from, who) = match (puller, is_obeyed) {
+        (Puller::Own, _) => ("your commands", "your own commands pull"),
+        (Puller::Daemon, true) => ("the daemon, and you", "the daemon pulls, and takes your settings"),
+        (Puller::Daemon, false) => ("the daemon", "the daemon pulls, by its own settings"),
     };
-    report.show("substituters", setup.substituters().join(" "), from);
-    report.show("trusted-public-keys", setup.public_keys().join(" "), from);
+    for (name, values) in
+        [("substituters", setup.substituters()), ("trusted-public-keys", setup.public_keys())]
+    {
+        let mut seen = BTreeSet::new();
+        for value in values.into_iter().filter(|value| seen.insert(value.clone())) {
+            report.show(name, value, from);
+        }
+    }
     report.show("netrc-file", setup.netrc_file().unwrap_or_default().to_owned(), from);
     match setup.in_effect().flag("require-sigs") {
         Some(false) => report.warn(
@@ -118,10 +126,7 @@ pub async fn look(report: &mut Report) -> Option<Setup> {
             "`require-sigs` is off: Nix takes whatever a cache sends, signed or not",
             "set `require-sigs = true`",
         ),
-        _ => report.ok(
-            "config",
-            format!("read by Nix; pulls are made by the {}", from.split(',').next().unwrap_or(from)),
-        ),
+        _ => report.ok("config", format!("Nix can read it; {who}")),
     }
     Some(setup)
 }

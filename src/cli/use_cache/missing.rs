@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use super::target::{Reader, Target};
 use crate::cli::local_nix::{
-    Effective, Places, Puller, Version, effective, is_trusted, puller, read_leniently, restart_command,
+    Effective, Places, Puller, Version, effective, has_daemon, is_trusted, puller, read_leniently,
+    restart_command,
 };
 use crate::client::nix_conf::{Resolved, Trouble, Used};
 
@@ -52,7 +53,7 @@ pub async fn look(question: &Question<'_>) -> Vec<Missing> {
     }
     match question.target.reader {
         Reader::User if puller() == Puller::Daemon => found.extend(daemon(question).await),
-        Reader::Machine if question.changed => {
+        Reader::Machine if question.changed && has_daemon() => {
             found.push(missing("the daemon reads its configuration only when it starts", restart_command()))
         }
         _ => {}
@@ -118,35 +119,35 @@ async fn daemon(question: &Question<'_>) -> Vec<Missing> {
     let system = question.places.resolve_system(&read_leniently);
     let has =
         |name: &str| system.list(name, &[]).iter().any(|found| found == url || *found == format!("{url}/"));
-    let knows = has("substituters") || has("trusted-substituters");
+    let is_asked = has("substituters");
+    let is_allowed = is_asked || has("trusted-substituters");
     let keys = system.list("trusted-public-keys", &[]);
-    let trusts = public_keys.iter().all(|key| keys.contains(key));
-    let path = question.places.system.display();
+    let is_trusted_by_all = public_keys.iter().all(|key| keys.contains(key));
     if is_trusted(&system.list("trusted-users", &["root"])).await {
         return Vec::new();
     }
-    let for_all = if question.private {
-        // Root has no login of its own.
-        format!("sudo XDG_CONFIG_HOME=\"$HOME/.config\" narvault use {url} --system")
-    } else {
-        format!("sudo narvault use {url} --system")
-    };
+    let (mut ignored, mut lines) = (Vec::new(), Vec::new());
+    if !is_allowed {
+        ignored.push("this substituter");
+        lines.push(format!("extra-trusted-substituters = {url}"));
+    }
+    if !is_trusted_by_all {
+        ignored.push("its keys");
+        lines.push(format!("extra-trusted-public-keys = {}", public_keys.join(" ")));
+    }
     let mut found = Vec::new();
-    if !knows {
+    if question.private && !is_asked {
+        // Root has no login of its own, and the daemon no token.
         found.push(missing(
-            "the daemon ignores this substituter: you are not in `trusted-users`",
-            format!("{for_all}   # or in {path}: extra-trusted-substituters = {url}"),
+            "you are not in the daemon's `trusted-users`: builds pull by its settings and its netrc file, not yours",
+            format!("sudo XDG_CONFIG_HOME=\"$HOME/.config\" narvault use {url} --system"),
         ));
-    }
-    if !trusts {
+    } else if !ignored.is_empty() {
+        let path = question.places.system.display();
         found.push(missing(
-            "the daemon ignores this key: you are not in `trusted-users`",
-            format!("{for_all}   # or in {path}: extra-trusted-public-keys = {}", public_keys.join(" ")),
+            format!("the daemon ignores {}: you are not in its `trusted-users`", ignored.join(" and ")),
+            format!("sudo narvault use {url} --system, or in {path}: {}", lines.join(" and ")),
         ));
-    }
-    if question.private {
-        let what = "the cache is private, and builds pull as the daemon, which does not read your netrc file";
-        found.push(missing(what, for_all));
     }
     found
 }

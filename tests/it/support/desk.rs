@@ -3,12 +3,13 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use super::nix::{Nix, Ran, command_in, paths};
+use super::nix::{Daemon, Nix, Ran, command_in, paths};
 use super::server::{Ended, TestServer, narvault};
 
 /// Makes a `nix` in a folder that is that Nix, wherever it is installed; the folder is the first of the search path.
@@ -32,6 +33,7 @@ pub struct Desk {
     pub nix: Nix,
     folder: TempDir,
     variables: Vec<(String, String)>,
+    is_nobody: bool,
 }
 
 impl Desk {
@@ -41,7 +43,7 @@ impl Desk {
         for name in ["home", "etc", "bin", "store/nix/store"] {
             std::fs::create_dir_all(folder.path().join(name)).unwrap();
         }
-        let desk = Self { nix: nix.clone(), folder, variables: Vec::new() };
+        let desk = Self { nix: nix.clone(), folder, variables: Vec::new(), is_nobody: false };
         desk.write("etc/nix.conf", &desk.machine_conf());
         put_on_path(nix, &desk.file("bin"));
         desk
@@ -81,16 +83,50 @@ impl Desk {
     pub async fn log_in(&self, server: &TestServer, token: &str) {
         let file = self.file("home/token");
         std::fs::write(&file, token).unwrap();
-        let mut command = self.command(narvault());
+        let mut command = self.program();
         command.args(["login", &server.url, "--token-stdin"]).stdin(std::fs::File::open(&file).unwrap());
         let ended = Ended::of(command).await;
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);
         std::fs::remove_file(file).unwrap();
     }
 
+    /// Starts the daemon of this machine, as root, and lets everybody ask it.
+    pub async fn start_daemon(&mut self) -> Daemon {
+        let socket = self.file("socket");
+        let mut command = command_in(self.nix.suite);
+        self.prepare(&mut command);
+        command.arg("nix-daemon").env("HOME", self.file("root"));
+        let daemon = Daemon::start(command, &socket).await;
+        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o777)).unwrap();
+        self.set("NIX_DAEMON_SOCKET_PATH", &socket.display().to_string());
+        daemon
+    }
+
+    /// From now on, commands are run by a user without any rights, to whom the home belongs.
+    pub fn become_nobody(&mut self) {
+        // The build's own folder may be closed to others.
+        let copy = self.file("bin/narvault");
+        if !copy.exists() {
+            std::fs::copy(env!("CARGO_BIN_EXE_narvault"), copy).unwrap();
+        }
+        std::fs::set_permissions(self.folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::os::unix::fs::chown(self.file("home"), Some(NOBODY), Some(NOBODY)).unwrap();
+        self.is_nobody = true;
+    }
+
+    pub fn become_root(&mut self) {
+        self.is_nobody = false;
+    }
+
+    /// Fetches a path through the daemon.
+    pub async fn pull_by_daemon(&self, path: &str) -> Ran {
+        let store = format!("unix://{}", self.file("socket").display());
+        self.run("nix-store", &["--store", &store, "--realise", path]).await
+    }
+
     /// Runs narvault here.
     pub async fn narvault(&self, arguments: &[&str]) -> Ended {
-        let mut command = self.command(narvault());
+        let mut command = self.program();
         command.args(arguments);
         Ended::of(command).await
     }
@@ -111,8 +147,9 @@ impl Desk {
     /// Runs a program of Nix here, with no options but those given.
     pub async fn run(&self, program: &str, arguments: &[&str]) -> Ran {
         let mut command = command_in(self.nix.suite);
-        command.arg(program).args(arguments).stdin(std::process::Stdio::null());
-        Ran::of(self.command(command)).await
+        command.arg(program).args(arguments).stdin(Stdio::null());
+        self.prepare(&mut command);
+        Ran::of(command).await
     }
 
     /// Fetches a path by whatever substituters are configured.
@@ -131,15 +168,29 @@ impl Desk {
         serde_json::from_str(&self.run("nix", &arguments).await.success().stdout).unwrap()
     }
 
-    fn command(&self, mut command: Command) -> Command {
+    /// narvault, which finds this desk's Nix on the path.
+    fn program(&self) -> Command {
+        let copy = self.file("bin/narvault");
+        let mut command = if self.is_nobody { Command::new(copy) } else { narvault() };
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        self.prepare(&mut command);
+        if self.variables.iter().all(|(name, _)| name != "PATH") {
+            command.env("PATH", path_with(&self.file("bin")));
+        }
+        command
+    }
+
+    fn prepare(&self, command: &mut Command) {
         let home = self.file("home");
         command.env_clear().envs(paths()).current_dir(&home).kill_on_drop(true);
-        if command.as_std().get_program() == env!("CARGO_BIN_EXE_narvault") {
-            command.env("PATH", path_with(&self.file("bin")));
+        if self.is_nobody {
+            command.uid(NOBODY).gid(NOBODY);
         }
         command.env("HOME", &home).env("NIX_CONF_DIR", self.file("etc"));
         command.env("XDG_CONFIG_DIRS", self.file("none"));
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
-        command
     }
 }
+
+/// A user that every machine has.
+const NOBODY: u32 = 65534;

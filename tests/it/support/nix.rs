@@ -244,13 +244,9 @@ impl Machine {
 
     /// Starts this machine's daemon, as root, with the machine's memory and configuration.
     pub async fn daemon(&self) -> Daemon {
-        let socket = self.file("socket");
-        let _ = std::fs::remove_file(&socket);
         let mut command = self.bare("nix-daemon");
-        command.args(["--option", "store", &self.store()]).env("NIX_DAEMON_SOCKET_PATH", &socket);
-        let process = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        until("the daemon", async || tokio::net::UnixStream::connect(&socket).await.ok()).await;
-        Daemon { store: format!("unix://{}", socket.display()), process }
+        command.args(["--option", "store", &self.store()]);
+        Daemon::start(command, &self.file("socket")).await
     }
 
     /// Whether [`Machine::within`] works here.
@@ -311,6 +307,17 @@ pub struct Daemon {
 }
 
 impl Daemon {
+    /// Starts `command`, a `nix-daemon`, and waits until it listens.
+    pub(super) async fn start(mut command: Command, socket: &Path) -> Self {
+        // An earlier one leaves it behind.
+        let _ = std::fs::remove_file(socket);
+        command.env("NIX_DAEMON_SOCKET_PATH", socket);
+        let process =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        until("the daemon", async || tokio::net::UnixStream::connect(socket).await.ok()).await;
+        Self { store: format!("unix://{}", socket.display()), process }
+    }
+
     /// Waits until it is gone.
     pub async fn stop(mut self) {
         self.process.kill().await.unwrap();
