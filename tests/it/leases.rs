@@ -14,7 +14,7 @@ use narvault::cli::server::{db_settings, limits};
 use narvault::config::{Config, Flags};
 use narvault::db::Db;
 use narvault::service::{
-    Call as ServiceCall, Conflict, Error, OpenSettings, Origin, Published, Service, VaultSettings,
+    Call as ServiceCall, Conflict, Error, Liveness, OpenSettings, Origin, Published, Service, VaultSettings,
 };
 use narvault::storage::{Folder, ObjectKey, S3Settings, Settings, Storage};
 use narvault::time::{Clock, Timestamp};
@@ -54,7 +54,7 @@ impl Pair {
         let (two, _) = open(&site, &chaos, &clock).await;
         let anyone = ServiceCall { caller: Caller::Anonymous, origin: Origin::default() };
         let token = one.claim_admin(&anyone, &claim.unwrap()).await.unwrap().text;
-        let caller = one.authenticate(&Credential::Token(token)).await.unwrap();
+        let caller = one.authenticate(&Credential::Token(token), Liveness::Recent).await.unwrap();
         let admin = ServiceCall { caller, origin: Origin::default() };
         for service in [&one, &two] {
             service.start_background();
