@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
 
 use crate::support::desk::Desk;
@@ -200,50 +201,48 @@ fn values(effective: &Value) -> BTreeMap<String, Value> {
     effective.as_object().unwrap().iter().map(|(name, setting)| (name.clone(), value(setting))).collect()
 }
 
-async fn through_use_and_unuse(server: &TestServer, nix: &Nix) {
-    for (name, files) in FIXTURES {
-        let mut desk = Desk::new(nix);
-        desk.set("NARVAULT_URL", &server.url);
-        std::fs::remove_file(desk.file("etc/nix.conf")).unwrap();
-        let (url, key) = (server.pull_url("main"), &server.public_key);
-        let texts: Vec<(String, String)> = files
-            .iter()
-            .map(|(file, text)| {
-                let text = text.replace("KEY", KEY).replace("URL", &url).replace("OURS", key);
-                (format!("etc/{file}"), text)
-            })
-            .collect();
-        for (file, text) in &texts {
-            desk.write(file, text);
-        }
-        let before = desk.effective().await;
-        let told = format!("{name}, Nix {}", nix.version);
-
-        let outcome = desk.narvault_json(&["use", "main", "--system"]).await;
-        let file = outcome["file"].as_str().unwrap().to_owned();
-        let once = std::fs::read(&file).unwrap();
-        let after = desk.effective().await;
-        let again = desk.narvault_json(&["use", "main", "--system"]).await;
-        let twice = std::fs::read(&file).unwrap();
-
-        assert_eq!((&again["changed"], twice == once), (&json!(false), true), "{told}");
-        assert!(!outcome["missing"].to_string().contains("replaces"), "{told}: {outcome}");
-        let mut expected = before.clone();
-        for (name, value) in [("substituters", &url), ("trusted-public-keys", key)] {
-            expected[name]["value"].as_array_mut().unwrap().push(json!(value));
-        }
-        let expected = values(&expected);
-        assert_eq!(values(&after), expected, "{told}");
-
-        desk.narvault_ok(&["unuse", "main", "--system"]).await;
-
-        for (file, text) in &texts {
-            assert_eq!(desk.read(file).as_deref(), Some(text.as_str()), "{told}: {file}");
-        }
-        let is_new = texts.iter().all(|(known, _)| desk.file(known).to_string_lossy() != file);
-        assert_eq!(std::path::Path::new(&file).exists(), !is_new, "{told}: {file}");
-        assert_eq!(values(&desk.effective().await), values(&before), "{told}");
+async fn through_use_and_unuse(server: &TestServer, nix: &Nix, (name, files): &Fixture) {
+    let mut desk = Desk::new(nix);
+    desk.set("NARVAULT_URL", &server.url);
+    std::fs::remove_file(desk.file("etc/nix.conf")).unwrap();
+    let (url, key) = (server.pull_url("main"), &server.public_key);
+    let texts: Vec<(String, String)> = files
+        .iter()
+        .map(|(file, text)| {
+            let text = text.replace("KEY", KEY).replace("URL", &url).replace("OURS", key);
+            (format!("etc/{file}"), text)
+        })
+        .collect();
+    for (file, text) in &texts {
+        desk.write(file, text);
     }
+    let before = desk.effective().await;
+    let told = format!("{name}, Nix {}", nix.version);
+
+    let outcome = desk.narvault_json(&["use", "main", "--system"]).await;
+    let file = outcome["file"].as_str().unwrap().to_owned();
+    let once = std::fs::read(&file).unwrap();
+    let after = desk.effective().await;
+    let again = desk.narvault_json(&["use", "main", "--system"]).await;
+    let twice = std::fs::read(&file).unwrap();
+
+    assert_eq!((&again["changed"], twice == once), (&json!(false), true), "{told}");
+    assert!(!outcome["missing"].to_string().contains("replaces"), "{told}: {outcome}");
+    let mut expected = before.clone();
+    for (name, value) in [("substituters", &url), ("trusted-public-keys", key)] {
+        expected[name]["value"].as_array_mut().unwrap().push(json!(value));
+    }
+    let expected = values(&expected);
+    assert_eq!(values(&after), expected, "{told}");
+
+    desk.narvault_ok(&["unuse", "main", "--system"]).await;
+
+    for (file, text) in &texts {
+        assert_eq!(desk.read(file).as_deref(), Some(text.as_str()), "{told}: {file}");
+    }
+    let is_new = texts.iter().all(|(known, _)| desk.file(known).to_string_lossy() != file);
+    assert_eq!(std::path::Path::new(&file).exists(), !is_new, "{told}: {file}");
+    assert_eq!(values(&desk.effective().await), values(&before), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -253,7 +252,8 @@ async fn every_shape_of_nix_conf_comes_back_byte_for_byte_and_means_one_cache_mo
     // One that is old and one that is new differ the most.
     let last = generations.len().saturating_sub(1);
     for (_, nix) in generations.iter().enumerate().filter(|(index, _)| [0, last].contains(index)) {
-        through_use_and_unuse(&server, nix).await;
+        let each = async |fixture| through_use_and_unuse(&server, nix, fixture).await;
+        stream::iter(FIXTURES).for_each_concurrent(4, each).await;
     }
     assert!(FIXTURES.len() >= 30);
     server.stop().await;

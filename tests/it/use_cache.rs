@@ -439,3 +439,41 @@ async fn a_user_whom_the_daemon_does_not_trust_is_told_what_helps_and_it_does() 
     daemon.stop().await;
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_stands_in_a_netrc_file_nix_finds_our_entry_and_the_rest_comes_back() {
+    let server = server().await;
+    private_cache(&server, "team").await;
+    let bob = server.token("bob", &["push:team"]).await;
+    let generations = Nix::generations().await;
+    let last = generations.len().saturating_sub(1);
+    for (_, nix) in generations.iter().enumerate().filter(|(index, _)| [0, last].contains(index)) {
+        for (index, before) in [
+            "",
+            "# nothing yet\n\n",
+            "machine other.example login a password b",
+            "machine other.example\r\nlogin a\r\npassword b\r\n",
+            "machine other.example login a password \"b \\\" c\"\n",
+            "default login a password wrong\n",
+            "machine 127.0.0.1 login a password wrong\nmachine 127.0.0.1 password worse\n",
+            "machine other.example login a password b\nmacdef init\nbin\n\nmachine 127.0.0.1 password wrong\n",
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let desk = desk_of(nix, &server);
+            desk.log_in(&server, &bob.text).await;
+            desk.write(USER_NETRC, before);
+            let path = TestPath::new("netrc", format!("{index} {}", nix.version));
+            bob.http.push("team", &path).await;
+
+            desk.narvault_ok(&["use", "team"]).await;
+
+            desk.pull(&path.store_path).await.success();
+            assert_eq!(mode(&desk, USER_NETRC) & 0o007, 0);
+            desk.narvault_ok(&["unuse", "team"]).await;
+            assert_eq!(desk.read(USER_NETRC).as_deref(), Some(before), "{before:?}");
+        }
+    }
+    server.stop().await;
+}

@@ -43,9 +43,7 @@ pub struct Target {
 impl Target {
     pub fn choose(args: &FileArgs, places: &Places) -> Result<Self, Failure> {
         let (path, reader) = if let Some(path) = &args.file {
-            let path = std::path::absolute(path)
-                .map_err(|error| Failure::caused(format!("cannot use {}", path.display()), error))?;
-            (path, Reader::Unknown)
+            (path.clone(), Reader::Unknown)
         } else if args.system {
             let custom = custom_of(&places.system, read_leniently(&places.system).as_deref());
             (custom.unwrap_or_else(|| places.system.clone()), Reader::Machine)
@@ -56,7 +54,9 @@ impl Target {
             })?;
             (first, Reader::User)
         };
-        let file = TextFile::at(&path).map_err(|error| file_failure(error, &Reader::Machine))?;
+        let path = std::path::absolute(&path)
+            .map_err(|error| Failure::caused(format!("cannot use {}", path.display()), error))?;
+        let file = TextFile::at(&path).map_err(|error| file_failure(error, &reader))?;
         Ok(Self { file, reader })
     }
 
