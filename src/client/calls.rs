@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use data_encoding::BASE64;
 use futures_util::stream;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use reqwest::{Body, Method, RequestBuilder};
@@ -16,9 +17,10 @@ use crate::api::{
     ClaimRequest, ContributorCreate, ContributorEdit, ContributorKeyAdd, ContributorView, JwkSet, KeyCreate,
     KeyView, MissingAnswer, MissingRequest, NarsStored, Page, PageQuery, PathDelete, PathDeleted, PathQuery,
     PathSummary, PathView, PublishAnswer, PublishRequest, RevokeRequest, Revoked, SlotCreate, SlotView,
-    TokenCreate, TokenIssued, TokenQuery, TokenRenew, TokenReport, TokenView, UnsealRequest, VaultView,
-    VersionView, Whoami,
+    TokenCreate, TokenIssued, TokenQuery, TokenRenew, TokenReport, TokenView, UnsealRequest, UploadComplete,
+    UploadOpen, UploadPart, UploadView, VaultView, VersionView, Whoami,
 };
+use crate::nix::hash::Sha256Digest;
 
 impl Client {
     // --- auth ---
@@ -198,6 +200,49 @@ impl Client {
     ) -> Result<PathDeleted, Error> {
         self.require_token()?;
         self.answer(self.api(Method::DELETE, &["caches", cache, "paths", hash])?.json(body)).await
+    }
+
+    // --- uploads in parts ---
+
+    /// Opens an upload in parts, or finds the one that was left unfinished.
+    pub async fn upload_open(&self, cache: &str, body: &UploadOpen) -> Result<UploadView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["caches", cache, "uploads"])?.json(body)).await
+    }
+
+    pub async fn upload(&self, cache: &str, id: &str) -> Result<UploadView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::GET, &["caches", cache, "uploads", id])?).await
+    }
+
+    /// Sends a part through the server; parts count from 1.
+    pub async fn upload_part(
+        &self,
+        cache: &str,
+        id: &str,
+        number: u32,
+        part: Bytes,
+    ) -> Result<UploadPart, Error> {
+        self.require_token()?;
+        let number = number.to_string();
+        let digest = format!("sha-256=:{}:", BASE64.encode(&Sha256Digest::of(&part).0));
+        let request = self.api(Method::PUT, &["caches", cache, "uploads", id, "parts", &number])?;
+        let request =
+            request.header(CONTENT_TYPE, "application/octet-stream").header("content-digest", digest);
+        self.answer(request.timeout(UPLOAD_TIMEOUT).body(part)).await
+    }
+
+    /// Ends an upload: the server verifies the whole file before it answers.
+    pub async fn upload_complete(&self, cache: &str, id: &str, body: &UploadComplete) -> Result<(), Error> {
+        self.require_token()?;
+        let request = self.api(Method::POST, &["caches", cache, "uploads", id, "complete"])?;
+        self.done(request.timeout(UPLOAD_TIMEOUT).json(body)).await
+    }
+
+    /// Gives an upload up.
+    pub async fn upload_abort(&self, cache: &str, id: &str) -> Result<(), Error> {
+        self.require_token()?;
+        self.done(self.api(Method::DELETE, &["caches", cache, "uploads", id])?).await
     }
 
     // --- audit, vault, the server itself ---

@@ -163,6 +163,8 @@ section! {
     upload_min_bytes_per_second: u64 = "1024",
     /// How long an uploaded NAR is kept without a narinfo.
     unpublished_nar_hours: u64 = "168",
+    /// How long an upload in parts is kept after its last part.
+    upload_session_hours: u64 = "24",
     /// How long the NARs of withdrawn paths are kept, unserved.
     withdrawn_days: u64 = "90",
     /// How long running requests may go on after the signal to stop.
@@ -382,7 +384,7 @@ impl Storage {
 
 impl Limits {
     /// Least and most of each: the least keeps the server usable, the most keeps sums of them within 63 bits.
-    fn ranges(&self) -> [(&'static str, u64, u64, u64); 11] {
+    fn ranges(&self) -> [(&'static str, u64, u64, u64); 12] {
         const MIB: u64 = 1 << 20;
         const TIB: u64 = 1 << 40;
         [
@@ -396,6 +398,7 @@ impl Limits {
             ("limits.admission_wait_seconds", self.admission_wait_seconds, 1, 3600),
             ("limits.upload_min_bytes_per_second", self.upload_min_bytes_per_second, 1, 1024 * MIB),
             ("limits.unpublished_nar_hours", self.unpublished_nar_hours, 1, 24 * 365),
+            ("limits.upload_session_hours", self.upload_session_hours, 1, 24 * 30),
             ("limits.withdrawn_days", self.withdrawn_days, 1, 3650),
             ("limits.shutdown_seconds", self.shutdown_seconds, 1, 3600),
             ("limits.rate_per_minute", self.rate_per_minute, 1, 100_000),

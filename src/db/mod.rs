@@ -27,6 +27,7 @@ pub mod signing_keys;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod tokens;
+pub mod uploads;
 pub mod upstream_paths;
 pub mod vault;
 

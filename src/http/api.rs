@@ -16,6 +16,7 @@ mod push;
 mod refusals;
 mod server;
 mod tokens;
+mod uploads;
 mod vault;
 
 use axum::Router;
@@ -61,6 +62,10 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(paths::missing))
         .routes(routes!(push::nars))
         .routes(routes!(push::publish))
+        .routes(routes!(uploads::open))
+        .routes(routes!(uploads::show, uploads::abort))
+        .routes(routes!(uploads::put_part))
+        .routes(routes!(uploads::complete))
         .routes(routes!(paths::list))
         .routes(routes!(paths::show, paths::delete))
         .routes(routes!(contributors::create, contributors::list))

@@ -44,6 +44,12 @@ impl Sha256Digest {
         data_encoding::HEXLOWER.encode(&self.0)
     }
 
+    /// Reads 64 characters of lower-case hex.
+    pub fn from_hex(text: &str) -> Result<Self, ParseHashError> {
+        let bytes = data_encoding::HEXLOWER.decode(text.as_bytes()).map_err(|_| ParseHashError::Digest)?;
+        bytes.try_into().map(Self).map_err(|_| ParseHashError::Digest)
+    }
+
     /// Reads `sha256:` + hex, Nix base-32 or base-64, or SRI `sha256-` + base-64, as Nix does
     /// (`nix:src/libutil/hash.cc`).
     fn parse_prefixed(text: &str) -> Result<Self, ParseHashError> {

@@ -104,6 +104,8 @@ pub enum Rejection {
     /// A body of many things that is not put together as it has to be: `what` is wrong with it.
     #[error("{0}")]
     Frames(String),
+    #[error("part {number} of the upload: {why}")]
+    UploadPart { number: u32, why: String },
     #[error(transparent)]
     NarInfo(#[from] NarInfoError),
     #[error("narinfo of {stated} was put under the hash {asked}")]

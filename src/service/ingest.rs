@@ -19,7 +19,7 @@ use crate::db::caches::CacheRow;
 use crate::db::measured::{self, Arrival, FileState, NewMeasured};
 use crate::db::{Gate, restarting};
 use crate::nix::compression::{Compression, NarExtension, NarFileName};
-use crate::storage::{CacheObject, Sealed, Upload};
+use crate::storage::{CacheObject, Sealed, Stage, Upload};
 
 impl Service {
     /// Takes in the NAR file `file` for `cache`, whose body is `stated_size` bytes if the client said so.
@@ -32,7 +32,7 @@ impl Service {
         cache: &CacheName,
         file: NarFileName,
         stated_size: Option<u64>,
-        body: B,
+        mut body: B,
     ) -> Result<()>
     where
         B: Stream<Item = std::result::Result<Bytes, E>> + Unpin + Send,
@@ -47,10 +47,13 @@ impl Service {
 
         let key = super::key_of(&cache, CacheObject::Nar(file))?;
         let upload = self.inner.storage.upload(&key).await?;
-        let (sealed, measurement) = self.stream_through(upload, file, body).await?;
+        let pace = Pace::new(self.inner.limits.upload_min_bytes_per_second);
+        let (sealed, measurement) =
+            self.stream_through(Some(upload), file, received(&mut body), pace).await?;
 
         let (size_bytes, nar_size_bytes) = (measurement.file_size, measurement.nar_size);
-        let arriving = Arriving { file, measurement, content: Content::Sealed(sealed) };
+        let content = sealed.map(Content::Sealed).ok_or(Error::Aborted)?;
+        let arriving = Arriving { file, measurement, content };
         let results = self.store_measured(call, &cache, &pusher, vec![arriving]).await?;
         results.into_iter().collect::<Result<()>>()?;
         tracing::info!(
@@ -78,24 +81,22 @@ impl Service {
         Ok(())
     }
 
-    /// Feeds the body to the verifier and to storage at the speed of the slower one.
-    async fn stream_through<B, E>(
+    /// Feeds the body to the verifier, and to storage where it is not there yet, at the speed of the slower one.
+    pub(super) async fn stream_through<B>(
         &self,
-        mut upload: Upload,
+        mut upload: Option<Upload>,
         file: NarFileName,
         mut body: B,
-    ) -> Result<(Sealed, Measurement)>
+        mut pace: Pace,
+    ) -> Result<(Option<Sealed>, Measurement)>
     where
-        B: Stream<Item = std::result::Result<Bytes, E>> + Unpin + Send,
-        E: Display,
+        B: Stream<Item = Result<Bytes>> + Unpin + Send,
     {
         let (to_verifier, chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
         let limits = self.inner.limits.measure;
         let verifier = tokio::task::spawn_blocking(move || {
             measure::measure(ChanRead::new(chunks), file.extension, &limits)
         });
-        let mut pace = Pace::new(self.inner.limits.upload_min_bytes_per_second);
-        let mut body = received(&mut body);
         let fed = async {
             loop {
                 match pace.next(&mut body).await? {
@@ -104,7 +105,9 @@ impl Service {
                             // The verifier has its verdict, and it is not a good one.
                             return Ok(());
                         }
-                        upload.write(bytes).await?;
+                        if let Some(upload) = &mut upload {
+                            upload.write(bytes).await?;
+                        }
                     }
                     None => {
                         let _ = to_verifier.send(Chunk::End).await;
@@ -119,11 +122,17 @@ impl Service {
         let measurement = match (fed, verdict) {
             (Ok(()), Ok(measurement)) if measurement.file_hash == file.hash => measurement,
             (fed, verdict) => {
-                upload.abort().await;
+                if let Some(upload) = upload {
+                    upload.abort().await;
+                }
                 return Err(failure(fed, verdict, file));
             }
         };
-        Ok((upload.seal().await?, measurement))
+        let sealed = match upload {
+            Some(upload) => Some(upload.seal().await?),
+            None => None,
+        };
+        Ok((sealed, measurement))
     }
 
     /// Puts verified objects in their places, between two rows for each: one that says that it comes, one that it
@@ -168,8 +177,13 @@ impl Service {
     async fn place(&self, cache: &CacheRow, arriving: Vec<Arriving>) -> Result<Vec<Result<()>>> {
         let mut small = Vec::new();
         let mut results = Vec::with_capacity(arriving.len());
-        for Arriving { file, content, .. } in arriving {
+        for Arriving { file, content, measurement } in arriving {
             match content {
+                Content::Staged(stage) => {
+                    let key = super::key_of(cache, CacheObject::Nar(file))?;
+                    let copied = self.inner.storage.copy_staged(&stage, measurement.file_size, &key).await;
+                    results.push(Some(copied.map_err(Error::from)));
+                }
                 Content::Sealed(sealed) => results.push(Some(sealed.complete().await.map_err(Error::from))),
                 Content::Whole(bytes) => {
                     small.push((super::key_of(cache, CacheObject::Nar(file))?, bytes));
@@ -265,6 +279,8 @@ pub(super) enum Content {
     Sealed(Sealed),
     /// Here.
     Whole(Bytes),
+    /// In storage under another name.
+    Staged(Stage),
 }
 
 /// Store paths that the archive mentions, as the row has them.
@@ -289,7 +305,7 @@ fn failure(
 }
 
 /// A bound of the memory that measuring a file with this ending may take.
-fn memory_charge(extension: NarExtension) -> u64 {
+pub(super) fn memory_charge(extension: NarExtension) -> u64 {
     let decoder = match extension.compression() {
         Some(compression) => measure::memory_bytes(compression),
         // Plain or gzip: the name does not say which.
@@ -305,7 +321,7 @@ const CHUNKS_IN_FLIGHT: usize = 8;
 const CHUNK_BYTES: u64 = 512 * 1024;
 
 /// A body whose faults are those of its way here.
-fn received<B, E>(body: &mut B) -> impl Stream<Item = Result<Bytes>> + Unpin + Send
+pub(super) fn received<B, E>(body: &mut B) -> impl Stream<Item = Result<Bytes>> + Unpin + Send
 where
     B: Stream<Item = std::result::Result<Bytes, E>> + Unpin + Send,
     E: Display,

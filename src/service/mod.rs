@@ -32,6 +32,7 @@ mod sweep;
 #[cfg(test)]
 mod testing;
 mod tokens;
+mod uploads;
 mod upstreams;
 mod vault;
 
@@ -60,6 +61,7 @@ pub use setup::{FIRST_ADMIN, FIRST_CACHE, FirstStart};
 pub use slots::{NewSlot, SlotId};
 pub use status::OutboxBacklog;
 pub use tokens::{IssuedToken, TokenQuery, TokenRequest, Whoami};
+pub use uploads::{NewPart, UploadDetails, WholeFile};
 pub use vault::{Slot, Unseal, VaultSettings, VaultStatus};
 
 // Rows that are answers as they are: whoever shows them needs to name them.
@@ -71,6 +73,7 @@ pub use crate::db::evidence::{ConflictRow, EvidenceRow};
 pub use crate::db::paths::{PathState, PathSummaryRow, SignatureRow};
 pub use crate::db::signing_keys::KeyRow;
 pub use crate::db::tokens::TokenRow;
+pub use crate::db::uploads::PartRow;
 pub use crate::storage::CacheObject;
 
 use crate::access::{Action, CacheName, TokenCaller};
@@ -132,6 +135,8 @@ pub struct Limits {
     /// How long a NAR may wait for its narinfo.
     pub unpublished_max: Duration,
     pub withdrawn_max: Duration,
+    /// How long an upload in parts is kept after its last one.
+    pub upload_session: Duration,
     /// Rendered narinfos kept in memory.
     pub narinfo_memory_bytes: u64,
 }

@@ -86,8 +86,9 @@ impl Service {
         let age_millis = u64::try_from(now.plus_millis(-millis(UPLOAD_AGE_MAX)).0).unwrap_or(0);
         let older_than = std::time::UNIX_EPOCH + Duration::from_millis(age_millis);
         let aborted = self.inner.storage.abort_stale_uploads(older_than).await?;
-        if condemned + dropped + aborted > 0 {
-            tracing::info!(condemned, dropped, aborted, "swept");
+        let uploads = self.sweep_uploads(older_than).await?;
+        if condemned + dropped + aborted + uploads > 0 {
+            tracing::info!(condemned, dropped, aborted, uploads, "swept");
         }
         Ok(condemned)
     }

@@ -66,6 +66,7 @@ fn limits() -> Limits {
         admission_wait: Duration::from_secs(5),
         upload_min_bytes_per_second: 1024,
         unpublished_max: Duration::from_secs(7 * 24 * 3600),
+        upload_session: Duration::from_secs(24 * 3600),
         withdrawn_max: Duration::from_secs(90 * 24 * 3600),
         narinfo_memory_bytes: 1 << 20,
     }

@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use crate::nix::compression::NarFileName;
 use crate::nix::debuginfo::DebugInfoKey;
+use crate::nix::hash::Sha256Digest;
 use crate::nix::realisation::RealisationKey;
 use crate::nix::store_path::{StorePath, StorePathHash};
 
@@ -206,6 +207,10 @@ pub enum ObjectKey {
     Owner,
     /// `_narvault/probe/<id>`: written, read and removed by [`super::Storage::check`].
     Probe(uuid::Uuid),
+    /// `_narvault/uploads/<id>`: an upload in parts that is being verified.
+    Staged(uuid::Uuid),
+    /// `_narvault/uploads/<id>.<number>.<SHA-256 in hex>`: a part of such an upload.
+    StagedPart(uuid::Uuid, u32, Sha256Digest),
     /// `_log/…`: the server's signature log.
     Log(LogName),
 }
@@ -216,6 +221,7 @@ impl ObjectKey {
         match self {
             Self::Cache(_, object) => object.content_type(),
             Self::Owner | Self::Probe(_) => "text/plain; charset=utf-8",
+            Self::Staged(_) | Self::StagedPart(..) => "application/octet-stream",
             Self::Log(LogName(name)) if name == "checkpoint" => "text/plain; charset=utf-8",
             Self::Log(_) => "application/octet-stream",
         }
@@ -229,6 +235,10 @@ impl fmt::Display for ObjectKey {
             Self::Cache(Prefix(prefix), object) => write!(f, "{prefix}/{object}"),
             Self::Owner => write!(f, "{OWN_FOLDER}/cluster"),
             Self::Probe(id) => write!(f, "{OWN_FOLDER}/probe/{}", id.simple()),
+            Self::Staged(id) => write!(f, "{OWN_FOLDER}/{UPLOADS}{}", id.simple()),
+            Self::StagedPart(id, number, sha256) => {
+                write!(f, "{OWN_FOLDER}/{UPLOADS}{}.{number}.{}", id.simple(), sha256.hex())
+            }
             Self::Log(LogName(name)) => write!(f, "{LOG_FOLDER}/{name}"),
         }
     }
@@ -263,10 +273,20 @@ fn parse_own(name: &str) -> Option<ObjectKey> {
     if name == "cluster" {
         return Some(ObjectKey::Owner);
     }
-    let id = name.strip_prefix("probe/")?;
-    let key = ObjectKey::Probe(uuid::Uuid::try_parse(id).ok()?);
-    // UUIDs have several spellings, keys have one.
+    let key = match name.strip_prefix(UPLOADS) {
+        Some(staged) => parse_staged(staged)?,
+        None => ObjectKey::Probe(uuid::Uuid::try_parse(name.strip_prefix("probe/")?).ok()?),
+    };
+    // UUIDs and numbers have several spellings, keys have one.
     (key.to_string().strip_prefix(OWN_FOLDER)?.strip_prefix('/')? == name).then_some(key)
+}
+
+fn parse_staged(name: &str) -> Option<ObjectKey> {
+    let mut words = name.split('.');
+    let id = uuid::Uuid::try_parse(words.next()?).ok()?;
+    let Some(number) = words.next() else { return Some(ObjectKey::Staged(id)) };
+    let sha256 = Sha256Digest::from_hex(words.next()?).ok()?;
+    words.next().is_none().then_some(ObjectKey::StagedPart(id, number.parse().ok()?, sha256))
 }
 
 /// What a listing covers.
@@ -276,6 +296,8 @@ pub enum Folder {
     Cache(Prefix),
     /// `nar/` of one cache.
     Nars(Prefix),
+    /// `_narvault/uploads/`
+    Uploads,
     /// `_log/`
     Log,
 }
@@ -286,6 +308,7 @@ impl Folder {
         match self {
             Self::Cache(prefix) => prefix.join(""),
             Self::Nars(prefix) => prefix.join("nar/"),
+            Self::Uploads => format!("{OWN_FOLDER}/{UPLOADS}"),
             Self::Log => format!("{LOG_FOLDER}/"),
         }
     }
@@ -293,12 +316,15 @@ impl Folder {
     /// Whether an object that begins with [`Folder::path`] belongs to it.
     pub(super) fn covers(&self, name: &str) -> bool {
         let own = name.split_once('/').is_some_and(|(first, _)| first == OWN_FOLDER || first == LOG_FOLDER);
-        !own || *self == Self::Log
+        !own || matches!(self, Self::Log | Self::Uploads)
     }
 }
 
 /// The server's own folder. No prefix begins with `_`, so no cache lies here.
 pub(super) const OWN_FOLDER: &str = "_narvault";
+
+/// Where uploads in parts lie within it.
+const UPLOADS: &str = "uploads/";
 
 const LOG_FOLDER: &str = "_log";
 
@@ -308,7 +334,7 @@ mod tests {
 
     use super::*;
     use crate::nix::compression::NarExtension;
-    use crate::nix::hash::{FileHash, Sha256Digest};
+    use crate::nix::hash::FileHash;
 
     const HASH: &str = "mmjhp110f3wf5kp5q70rc7p49yln4qzy";
     const FILE: &str = "073hsc8a7q3pk73qcgq6rg25cza44y9xzdi8sp49q9hhja941hj7";
@@ -404,8 +430,11 @@ mod tests {
         {
             assert_eq!(text.parse::<ObjectKey>().unwrap().to_string(), text);
         }
-        let probe = ObjectKey::Probe(uuid::Uuid::from_u128(7));
-        assert_eq!(probe.to_string().parse(), Ok(probe));
+        let id = uuid::Uuid::from_u128(7);
+        let part = ObjectKey::StagedPart(id, 12, Sha256Digest::of(b"part"));
+        for key in [ObjectKey::Probe(id), ObjectKey::Staged(id), part] {
+            assert_eq!(key.to_string().parse(), Ok(key));
+        }
     }
 
     #[test]
@@ -425,6 +454,12 @@ mod tests {
             "_narvault/tmp/1".to_owned(),
             "_narvault/probe/0".to_owned(),
             "_narvault/probe/00000000-0000-0000-0000-000000000007".to_owned(),
+            "_narvault/uploads/".to_owned(),
+            "_narvault/uploads/00000000-0000-0000-0000-000000000007".to_owned(),
+            format!("_narvault/uploads/{}.1", "0".repeat(32)),
+            format!("_narvault/uploads/{}.01.{HEX}", "0".repeat(32)),
+            format!("_narvault/uploads/{}.1.{}", "0".repeat(32), HEX.to_uppercase()),
+            format!("_narvault/uploads/{}.1.{HEX}.x", "0".repeat(32)),
             "_narvault".to_owned(),
             "_log".to_owned(),
             "_log/".to_owned(),

@@ -8,6 +8,7 @@ mod disk;
 mod error;
 mod key;
 mod s3;
+mod staging;
 mod upload;
 
 use std::fmt;
@@ -29,6 +30,7 @@ pub use key::{
     ParseKeyError, Prefix,
 };
 pub use s3::{Checksums, Credentials, Patience, S3Settings};
+pub use staging::{Stage, StagedPart, Target};
 pub use upload::{Sealed, Upload};
 
 /// Longest name of a cluster, in bytes.

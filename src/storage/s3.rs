@@ -6,6 +6,7 @@
 mod fault;
 mod read;
 mod settings;
+mod staging;
 mod upload;
 
 use std::collections::VecDeque;
@@ -255,9 +256,21 @@ impl S3 {
     }
 
     pub(super) async fn abort_stale_uploads(&self, older_than: SystemTime) -> Result<u64> {
+        let limit = DateTime::from(older_than);
+        // Those that go on for days have rows, which say when they end.
+        let stale =
+            |key: &ObjectKey, begun: &DateTime| !matches!(key, ObjectKey::Staged(_)) && *begun < limit;
+        self.abort_uploads("", stale).await
+    }
+
+    /// Ends those of our multipart uploads below `folder` that are `stale`, by key and age.
+    async fn abort_uploads(
+        &self,
+        folder: &str,
+        stale: impl Fn(&ObjectKey, &DateTime) -> bool,
+    ) -> Result<u64> {
         const ACTION: &str = "list unfinished uploads";
         let root = self.prefix.join("");
-        let limit = DateTime::from(older_than);
         let (mut key_marker, mut upload_marker) = (None, None);
         let mut aborted = 0;
         loop {
@@ -265,7 +278,7 @@ impl S3 {
                 .client
                 .list_multipart_uploads()
                 .bucket(&self.bucket)
-                .prefix(&root)
+                .prefix(format!("{root}{folder}"))
                 .set_key_marker(key_marker)
                 .set_upload_id_marker(upload_marker)
                 .send()
@@ -279,8 +292,9 @@ impl S3 {
             };
             for upload in page.uploads() {
                 let (Some(path), Some(upload_id)) = (upload.key(), upload.upload_id()) else { continue };
-                let ours = path.strip_prefix(&root).is_some_and(|name| ObjectKey::from_str(name).is_ok());
-                if ours && upload.initiated().is_some_and(|begun| *begun < limit) {
+                let key = path.strip_prefix(&root).and_then(|name| ObjectKey::from_str(name).ok());
+                let ends = |key| upload.initiated().is_some_and(|begun| stale(&key, begun));
+                if key.is_some_and(ends) {
                     self.abort(path, upload_id).await.map_err(|fault| fault.into_error("abort an upload"))?;
                     aborted += 1;
                 }

@@ -20,6 +20,7 @@ mod openapi;
 mod orphans;
 mod outage;
 mod push_batches;
+mod push_uploads;
 mod readme;
 mod refusals;
 mod replicas;

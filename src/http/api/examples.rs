@@ -237,6 +237,29 @@ fn examples() -> BTreeMap<&'static str, Value> {
         ),
         ("UnsealRequest", value(&UnsealRequest { passphrase: Some("correct horse battery staple".into()) })),
         ("SlotView", value(&slot())),
+        (
+            "UploadComplete",
+            value(&UploadComplete { file: HELLO_FILE.into(), file_size_bytes: 20_971_520, parts: 2 }),
+        ),
+        (
+            "UploadOpen",
+            value(&UploadOpen {
+                nar_hash: NAR_HASH.into(),
+                compression: "zstd".into(),
+                part_size_bytes: Some(16_777_216),
+            }),
+        ),
+        ("UploadPart", value(&part())),
+        (
+            "UploadView",
+            value(&UploadView {
+                id: TOKEN_ID.into(),
+                part_size_bytes: 16_777_216,
+                expires_at: "2026-11-23T13:10:00.000Z".into(),
+                parts: vec![part()],
+                direct: false,
+            }),
+        ),
         ("VaultView", value(&VaultView { state: "open".into(), sealed_by_hand: false, slots: vec![slot()] })),
         (
             "VersionView",
@@ -255,6 +278,14 @@ fn examples() -> BTreeMap<&'static str, Value> {
             }),
         ),
     ])
+}
+
+fn part() -> UploadPart {
+    UploadPart {
+        number: 1,
+        size_bytes: 16_777_216,
+        sha256: "47c240929210269cc8d528b6df9327447d56c4cb063f86c79977e0a310d3701c".into(),
+    }
 }
 
 fn refused() -> Refused {

@@ -74,6 +74,13 @@ refusals! {
         "415" "media-type" "The body is not declared as a batch."
         "422" "invalid-value" "The batch holds more than 1 000 files. What is wrong with one file stands in the answer."
     }
+    /// A part can be wrong in these ways.
+    WithPart {
+        "400" "aborted" "The body broke off, or came in too slowly."
+        "413" "too-large" "The part is larger than the upload's parts are."
+        "415" "media-type" "The body is not declared as `application/octet-stream`."
+        "422" "rejected" "There is no `Content-Digest`, or the part's hash is another one."
+    }
     /// A query can be wrong in these ways.
     WithQuery {
         "400" "bad-query" "A parameter is unknown, repeated or of another type."
