@@ -5,6 +5,7 @@
 //! Format: `nix:src/libutil/archive.cc`; accepted is what the strictest Nix accepts, and nothing after it.
 
 pub mod build;
+pub mod encode;
 
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,8 @@ use std::collections::BTreeSet;
 use crate::nix::base32;
 use crate::nix::claim::Claim;
 use crate::nix::hash::{NarHash, Sha256Digest};
-use crate::nix::nar::build::{Node, write_token};
+use crate::nix::nar::build::Node;
+use crate::nix::nar::encode::write_token;
 use crate::nix::store_path::{ParseStorePathError, StorePath};
 
 /// A store path with its content.

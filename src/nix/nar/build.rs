@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::MAGIC;
+use super::encode;
 
 /// A file system object. Directories sort their entries as Nix does, by bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,44 +38,28 @@ impl Node {
     /// The NAR of this tree.
     pub fn to_nar(&self) -> Vec<u8> {
         let mut nar = Vec::new();
-        write_token(&mut nar, MAGIC);
+        encode::begin(&mut nar);
         self.write(&mut nar);
         nar
     }
 
     fn write(&self, nar: &mut Vec<u8>) {
-        write_tokens(nar, &[b"(", b"type"]);
         match self {
             Self::File { executable, contents } => {
-                write_token(nar, b"regular");
-                if *executable {
-                    write_tokens(nar, &[b"executable", b""]);
-                }
-                write_tokens(nar, &[b"contents", contents]);
+                encode::regular(nar, *executable, contents.len() as u64);
+                nar.extend_from_slice(contents);
+                encode::end_regular(nar, contents.len() as u64);
             }
-            Self::Symlink { target } => write_tokens(nar, &[b"symlink", b"target", target]),
+            Self::Symlink { target } => encode::symlink(nar, target),
             Self::Directory { entries } => {
-                write_token(nar, b"directory");
+                encode::directory(nar);
                 for (name, node) in entries {
-                    write_tokens(nar, &[b"entry", b"(", b"name", name, b"node"]);
+                    encode::entry(nar, name);
                     node.write(nar);
-                    write_token(nar, b")");
+                    encode::end_entry(nar);
                 }
+                encode::end_directory(nar);
             }
         }
-        write_token(nar, b")");
-    }
-}
-
-/// Appends one token: its length, its bytes, zeros up to a multiple of eight.
-pub fn write_token(nar: &mut Vec<u8>, token: &[u8]) {
-    nar.extend_from_slice(&(token.len() as u64).to_le_bytes());
-    nar.extend_from_slice(token);
-    nar.resize(nar.len().next_multiple_of(8), 0);
-}
-
-fn write_tokens(nar: &mut Vec<u8>, tokens: &[&[u8]]) {
-    for token in tokens {
-        write_token(nar, token);
     }
 }

@@ -4,7 +4,8 @@ use std::process::{Command, Stdio};
 
 use proptest::prelude::*;
 
-use super::build::{Node, write_token};
+use super::build::Node;
+use super::encode::write_token;
 use super::*;
 
 fn token(expected: &'static str) -> NarFault {
