@@ -12,6 +12,7 @@ pub mod hash;
 pub mod listing;
 pub mod nar;
 pub mod narinfo;
+pub mod path_info;
 pub mod realisation;
 pub mod references;
 pub mod signature;
