@@ -64,6 +64,31 @@ pub struct Refused {
     pub detail: String,
 }
 
+/// Asks which NARs stand here already: left by a push that was interrupted, or pushed under another name.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StoredRequest {
+    /// `sha256:…` of uncompressed NARs, at most 10 000.
+    pub nar_hashes: Vec<String>,
+}
+
+/// Those that stand here, verified: their paths can be published without sending a byte.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct StoredAnswer {
+    pub nars: Vec<StoredNar>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct StoredNar {
+    /// As it was asked for.
+    pub nar_hash: String,
+    /// `<file hash>.nar[.ext]`, as after `nar/` in a narinfo's `URL:`.
+    pub file: String,
+    /// As in a narinfo's `Compression:`.
+    pub compression: String,
+    pub file_size_bytes: u64,
+}
+
 /// Narinfos to be published in this order: what is referred to comes first.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -261,6 +261,52 @@ pub async fn of_nar(connection: &mut Connection, cache: CacheId, nar: &NarHash) 
     rows.into_iter().map(Row::read).collect()
 }
 
+/// A NAR that stands in storage, and one of the files that carry it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredNar {
+    pub nar_hash: NarHash,
+    pub file: NarFileName,
+    pub compression: Compression,
+    /// In bytes.
+    pub file_size: u64,
+}
+
+/// Those of `nars` that stand in this cache's storage, each once, as the smallest of its files.
+pub async fn stored_among(
+    connection: &mut Connection,
+    cache: CacheId,
+    nars: impl IntoIterator<Item = NarHash>,
+) -> Result<Vec<StoredNar>> {
+    let statement = Dialect::of(connection).pick(
+        "SELECT nar_hash, file_hash, ext, compression, file_size FROM measured \
+         WHERE cache_id = $1 AND state = 'stored' \
+         AND nar_hash IN (SELECT json_array_elements_text($2::json)) ORDER BY nar_hash, file_size, id",
+        "SELECT nar_hash, file_hash, ext, compression, file_size FROM measured \
+         WHERE cache_id = $1 AND state = 'stored' \
+         AND nar_hash IN (SELECT value FROM json_each($2)) ORDER BY nar_hash, file_size, id",
+    );
+    let rows: Vec<(String, String, String, String, i64)> = sqlx::query_as(statement)
+        .bind(cache.to_string())
+        .bind(json_list(nars.into_iter().map(|nar| nar.base32())))
+        .fetch_all(connection)
+        .await?;
+    let mut stored: Vec<StoredNar> = Vec::with_capacity(rows.len());
+    for (nar, hash, ext, compression, size) in rows {
+        let corrupt = |column| corrupt("measured", column, &hash);
+        let nar_hash = NarHash::from_base32(&nar).map_err(|_| corrupt("nar_hash"))?;
+        if stored.last().is_some_and(|last| last.nar_hash == nar_hash) {
+            continue;
+        }
+        stored.push(StoredNar {
+            nar_hash,
+            file: file_name(&hash, &ext).ok_or_else(|| corrupt("file_hash"))?,
+            compression: Compression::from_label(&compression).map_err(|_| corrupt("compression"))?,
+            file_size: u64::try_from(size).map_err(|_| corrupt("file_size"))?,
+        });
+    }
+    Ok(stored)
+}
+
 /// Whether a published or withdrawn path of this cache needs the file.
 pub async fn is_claimed(connection: &mut Connection, cache: CacheId, file: &NarFileName) -> Result<bool> {
     let row: Option<(String,)> = sqlx::query_as(

@@ -61,6 +61,7 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(keys::create, keys::list))
         .routes(routes!(paths::missing))
         .routes(routes!(push::nars))
+        .routes(routes!(push::stored))
         .routes(routes!(push::publish))
         .routes(routes!(uploads::open))
         .routes(routes!(uploads::show, uploads::abort))

@@ -70,6 +70,7 @@ pub use crate::db::audit::{AuditRow, Outcome as AuditOutcome};
 pub use crate::db::caches::{CacheRow, UndeclaredReferences, Upstream, UpstreamPaths};
 pub use crate::db::contributors::ContributorKind;
 pub use crate::db::evidence::{ConflictRow, EvidenceRow};
+pub use crate::db::measured::StoredNar;
 pub use crate::db::paths::{PathState, PathSummaryRow, SignatureRow};
 pub use crate::db::signing_keys::KeyRow;
 pub use crate::db::tokens::TokenRow;

@@ -12,12 +12,12 @@ use super::upstreams::CLOSURE_PATIENCE;
 use super::{Call, Error, Result, Service};
 use crate::access::{Action, CacheName};
 use crate::db::caches::{self, CacheRow};
-use crate::db::measured::{self, FileState};
+use crate::db::measured::{self, FileState, StoredNar};
 use crate::db::paths::{self, PathRow, PathState, SignatureRow};
 use crate::db::{DbError, Gate};
 use crate::nix::cache_info::CacheInfo;
 use crate::nix::compression::NarFileName;
-use crate::nix::hash::Sha256Digest;
+use crate::nix::hash::{NarHash, Sha256Digest};
 use crate::nix::narinfo::NarInfoText;
 use crate::nix::store_path::StorePathHash;
 use crate::storage::{CacheObject, Object, ObjectKey};
@@ -164,6 +164,18 @@ impl Service {
         let held: std::collections::HashSet<_> = held.paths.iter().map(|path| path.hash()).collect();
         let (upstream, to_push) = absent.into_iter().partition(|hash| held.contains(hash));
         Ok(Missing { to_push, upstream })
+    }
+
+    /// Those of `nars` that stand in `cache` as verified files: their paths can be published without an upload.
+    pub async fn stored_nars(
+        &self,
+        call: &Call,
+        cache: &CacheName,
+        nars: &[NarHash],
+    ) -> Result<Vec<StoredNar>> {
+        let cache = self.cache_to_push(call, cache).await?;
+        let mut connection = self.inner.db.read().await?;
+        Ok(measured::stored_among(&mut connection, cache.id, nars.iter().copied()).await?)
     }
 }
 

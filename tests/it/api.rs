@@ -129,6 +129,7 @@ async fn credential_and_right_are_checked_before_the_body_is_looked_at() {
         ("POST", "/api/v1/contributors/alice/keys"),
         ("DELETE", "/api/v1/caches/main/paths/b9sjp3fmd8wvq3ajsd8rwywl3sxa4pgx"),
         ("POST", "/api/v1/caches/other/missing"),
+        ("POST", "/api/v1/caches/other/nars/stored"),
     ] {
         for body in ["not JSON", "{}"] {
             let request = server.request(method, path).body(body);
@@ -194,6 +195,7 @@ async fn bodies_are_read_strictly_and_refusals_name_the_field() {
         ("/api/v1/caches/main/keys", json_type, r#"{"import":"a:b","name":"c"}"#, 422, "name"),
         ("/api/v1/caches/main/missing", json_type, r#"{"hashes":["../../etc/passwd"]}"#, 422, "hashes"),
         ("/api/v1/caches/main/missing", json_type, &long_list, 422, "10000"),
+        ("/api/v1/caches/main/nars/stored", json_type, r#"{"nar_hashes":["md5:x"]}"#, 422, "nar_hashes"),
     ];
 
     for (path, content_type, body, status, names) in table {

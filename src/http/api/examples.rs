@@ -187,6 +187,8 @@ fn examples() -> BTreeMap<&'static str, Value> {
             }),
         ),
         ("PathView", value(&path())),
+        ("StoredAnswer", value(&StoredAnswer { nars: vec![stored_nar()] })),
+        ("StoredRequest", value(&StoredRequest { nar_hashes: vec![stored_nar().nar_hash] })),
         (
             "PublishAnswer",
             value(&PublishAnswer {
@@ -285,6 +287,15 @@ fn part() -> UploadPart {
         number: 1,
         size_bytes: 16_777_216,
         sha256: "47c240929210269cc8d528b6df9327447d56c4cb063f86c79977e0a310d3701c".into(),
+    }
+}
+
+fn stored_nar() -> StoredNar {
+    StoredNar {
+        nar_hash: NAR_HASH.into(),
+        file: HELLO_FILE.into(),
+        compression: "xz".into(),
+        file_size_bytes: 50_264,
     }
 }
 

@@ -7,20 +7,28 @@ use axum::extract::State;
 use futures_util::{Stream, StreamExt as _, stream};
 
 use super::extract::{Holder, Named, Result, Unread};
-use super::refusals::{Sealed, ToSome, Unknown, WithBatch, WithBody, WithNarinfos};
+use super::refusals::{Sealed, ToSome, Unknown, WithBatch, WithBody, WithLargeBody, WithNarinfos};
+use super::tokens::parse;
 use crate::access::CacheName;
 use crate::api::frames::{FrameError, FrameReader, Piece};
 use crate::api::{
     BATCH_MEDIA_TYPE, BATCH_SIZE_BYTES_MAX, NarStored, NarsStored, PUBLISH_PATHS_MAX, PUBLISH_SIZE_BYTES_MAX,
-    PathPublished, PublishAnswer, PublishOutcome, PublishRequest,
+    PathPublished, PublishAnswer, PublishOutcome, PublishRequest, StoredAnswer, StoredNar, StoredRequest,
 };
 use crate::http::App;
 use crate::http::body::RequestBody;
 use crate::http::error::Refusal;
+use crate::nix::hash::NarHash;
 use crate::service::{self, Error, NarOutcome, NarPiece, PathOutcome, Published, Rejection};
 
 /// Narinfos stand in memory as they came, as texts and parsed.
 const COPIES_HELD: u64 = 3;
+
+/// Most NARs of one question.
+const NAR_HASHES_COUNT_MAX: usize = 10_000;
+
+/// Largest question, in bytes: 10 000 hashes take 620 KB.
+const STORED_SIZE_BYTES_MAX: u64 = 1024 * 1024;
 
 const _: () = assert!(BATCH_SIZE_BYTES_MAX <= service::BATCH_SIZE_BYTES_MAX, "what is let in fits in memory");
 
@@ -50,6 +58,43 @@ pub(super) async fn nars(
     body.drop_politely();
     let results = outcomes?.into_iter().map(nar_stored).collect();
     Ok(Json(NarsStored { results }))
+}
+
+/// Ask which NARs are stored
+///
+/// Of up to 10 000 NARs, those that stand in this cache as verified files, whatever they were pushed as: an
+/// interrupted push goes on from there, without sending a byte of them.
+#[utoipa::path(
+    post, path = "/api/v1/caches/{cache}/nars/stored", operation_id = "nars_stored", tag = "push",
+    params(("cache" = String, Path, description = "The cache's name")),
+    request_body(content = StoredRequest, description = "At most 1 MiB"),
+    responses((status = 200, description = "Those that are stored", body = StoredAnswer),
+        ToSome, Unknown, WithBody, WithLargeBody),
+    security(("bearer" = ["push:{cache}"]), ("basic" = ["push:{cache}"])),
+)]
+pub(super) async fn stored(
+    State(app): State<App>,
+    Holder(call): Holder,
+    Named(cache): Named<CacheName>,
+    body: Unread,
+) -> Result<Json<StoredAnswer>> {
+    app.service.cache_to_push(&call, &cache).await?;
+    let asked: StoredRequest = body.json_within(STORED_SIZE_BYTES_MAX).await?;
+    if asked.nar_hashes.len() > NAR_HASHES_COUNT_MAX {
+        let found = asked.nar_hashes.len();
+        let why = format!("{found} of them, at most {NAR_HASHES_COUNT_MAX} are answered at once");
+        return Err(Rejection::value("nar_hashes", why).into());
+    }
+    let hashes = asked.nar_hashes.iter().map(|text| parse("nar_hashes", text));
+    let hashes = hashes.collect::<std::result::Result<Vec<NarHash>, _>>()?;
+    let stored = app.service.stored_nars(&call, &cache, &hashes).await?;
+    let nars = stored.into_iter().map(|nar| StoredNar {
+        nar_hash: nar.nar_hash.to_string(),
+        file: nar.file.to_string(),
+        compression: nar.compression.to_string(),
+        file_size_bytes: nar.file_size,
+    });
+    Ok(Json(StoredAnswer { nars: nars.collect() }))
 }
 
 /// Publish many paths

@@ -14,6 +14,7 @@ const OPERATIONS: &[(&str, &str)] = &[
     ("get", "/api/v1/caches/{cache}/keys"),
     ("post", "/api/v1/caches/{cache}/missing"),
     ("post", "/api/v1/caches/{cache}/nars"),
+    ("post", "/api/v1/caches/{cache}/nars/stored"),
     ("post", "/api/v1/caches/{cache}/publish"),
     ("post", "/api/v1/caches/{cache}/uploads"),
     ("get", "/api/v1/caches/{cache}/uploads/{id}"),
