@@ -14,7 +14,7 @@
 //! | [`config`] | one table of keys: flags, environment, file, defaults | nothing that runs |
 //! | [`http`] | axum, status codes, the router on one screen | `service access api nix` |
 //! | [`web`] | pages for people | `service access` |
-//! | [`client`] | typed calls over [`api`], login state, the texts of nix.conf and netrc | `api nix tlog` |
+//! | [`client`] | typed calls over [`api`], login state, pushing ([`client::push`]), the texts of nix.conf and netrc | `api nix tlog` |
 //! | [`service`] | what a caller can ask for | `nix tlog time access vault storage db upstream` |
 //! | [`db`] | rows; the only SQL text; SQLite and Postgres from one text; reads a Nix client's memory too | `nix time access`, sealed types of `vault` |
 //! | [`storage`] | objects in a folder or in S3; the only code that spells an object's path | `nix` |

@@ -21,6 +21,7 @@ mod logging;
 mod login;
 mod output;
 mod path;
+mod push;
 mod serve;
 pub mod server;
 mod session;
@@ -87,6 +88,8 @@ pub enum Command {
     Logout(login::LogoutArgs),
     /// Show whose token is in use
     Whoami(login::WhoamiArgs),
+    /// Push store paths to a cache
+    Push(push::PushArgs),
     /// Binary caches
     #[command(subcommand)]
     Cache(cache::CacheCommand),
@@ -159,6 +162,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Login(args) => login::login(args, &context).await,
         Command::Logout(args) => login::logout(args, &context).await,
         Command::Whoami(args) => login::whoami(args, &context).await,
+        Command::Push(args) => push::run(args, &context).await,
         Command::Cache(command) => cache::run(command, &context).await,
         Command::Key(command) => key::run(command, &context).await,
         Command::Contributor(command) => contributor::run(command, &context).await,
@@ -318,6 +322,11 @@ mod tests {
             "narvault path list main --since yesterday",
             "narvault login https://a.example --claim nvb_x --token-stdin",
             "narvault completions csh",
+            "narvault push",
+            "narvault push main",
+            "narvault push main ./result --jobs 0",
+            "narvault push main ./result --compression gzip",
+            "narvault push main ./result --store https://a.example",
         ] {
             let error = parse(line.split(' ')).err().unwrap_or_else(|| panic!("{line}"));
 

@@ -17,8 +17,8 @@ use crate::api::{
     ClaimRequest, ContributorCreate, ContributorEdit, ContributorKeyAdd, ContributorView, JwkSet, KeyCreate,
     KeyView, MissingAnswer, MissingRequest, NarsStored, Page, PageQuery, PathDelete, PathDeleted, PathQuery,
     PathSummary, PathView, PublishAnswer, PublishRequest, RevokeRequest, Revoked, SlotCreate, SlotView,
-    TokenCreate, TokenIssued, TokenQuery, TokenRenew, TokenReport, TokenView, UnsealRequest, UploadComplete,
-    UploadOpen, UploadPart, UploadView, VaultView, VersionView, Whoami,
+    StoredAnswer, StoredRequest, TokenCreate, TokenIssued, TokenQuery, TokenRenew, TokenReport, TokenView,
+    UnsealRequest, UploadComplete, UploadOpen, UploadPart, UploadView, VaultView, VersionView, Whoami,
 };
 use crate::nix::hash::Sha256Digest;
 
@@ -174,6 +174,19 @@ impl Client {
         let request = self.api(Method::POST, &["caches", cache, "nars"])?;
         let request = request.header(CONTENT_TYPE, BATCH_MEDIA_TYPE).timeout(UPLOAD_TIMEOUT);
         self.answer(with_pieces(request, batch)).await
+    }
+
+    /// Which of at most 10 000 NARs stand in the cache already, whatever they were pushed as.
+    pub async fn nars_stored(&self, cache: &str, body: &StoredRequest) -> Result<StoredAnswer, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["caches", cache, "nars", "stored"])?.json(body)).await
+    }
+
+    /// Whether the cache holds this file, verified; `file` is `<file hash>.nar[.ext]`.
+    pub async fn has_nar(&self, cache: &str, file: &str) -> Result<bool, Error> {
+        self.require_token()?;
+        let request = self.request(Method::HEAD, &["push", cache, "nar", file])?;
+        Ok(self.status_and_text(request).await?.0 == 200)
     }
 
     /// Publishes paths in the order of their references.

@@ -3,7 +3,7 @@
 //! Never holds a secret: neither the token nor what was sent.
 
 use super::server_url::ServerUrl;
-use crate::api::Problem;
+use crate::api::{Problem, Refused};
 
 /// A call that did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +26,9 @@ pub enum Error {
     /// The server explained itself.
     #[error("{}", problem_text(.0))]
     Problem(Box<Problem>),
+    /// The server said how long to wait before asking again.
+    #[error("{error}")]
+    AskedToWait { seconds: u64, error: Box<Error> },
     /// Something between here and the server, or another program altogether.
     #[error("{url} answered with status {status}, and not as narvault does")]
     Foreign { url: ServerUrl, status: u16 },
@@ -58,6 +61,7 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NoToken { .. } => ErrorKind::NotAuthorised,
+            Self::AskedToWait { error, .. } => error.kind(),
             Self::Problem(problem) => match problem.status {
                 401 | 403 => ErrorKind::NotAuthorised,
                 409 | 412 | 413 | 422 | 423 => ErrorKind::Refused,
@@ -66,6 +70,7 @@ impl Error {
             // A proxy that finds no server behind it, or that asks for credentials itself.
             Self::Foreign { status: 502..=504, .. } => ErrorKind::Unreachable,
             Self::Foreign { status: 401 | 403 | 407, .. } => ErrorKind::NotAuthorised,
+            Self::Foreign { status: 413, .. } => ErrorKind::Refused,
             Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Broken { .. } => ErrorKind::Unreachable,
             Self::PlainHttp { .. }
             | Self::TokenForm
@@ -90,6 +95,11 @@ impl Error {
                 Some(format!("run `narvault check --ready --url {url}` to see whether the server is up"))
             }
             Self::Problem(problem) => problem_hint(problem),
+            Self::AskedToWait { error, .. } => error.hint(),
+            Self::Foreign { status: 413, .. } => Some(
+                "a proxy on the way refuses bodies of this size: let it take 17 MiB (nginx: `client_max_body_size`)"
+                    .into(),
+            ),
             Self::Foreign { .. } => {
                 Some("check the address: `--url`, NARVAULT_URL, or `narvault login URL`".into())
             }
@@ -103,7 +113,45 @@ impl Error {
 
     /// Whether the server says that there is no such thing.
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::Problem(problem) if problem.status == 404)
+        self.status() == Some(404) && !matches!(self, Self::Foreign { .. })
+    }
+
+    /// What the server said about one thing of many, as if that had been the call.
+    pub(super) fn from_refused(refused: Refused) -> Self {
+        let Refused { kind, status, detail } = refused;
+        Self::Problem(Box::new(Problem {
+            kind,
+            title: String::new(),
+            status,
+            detail,
+            request_id: String::new(),
+        }))
+    }
+
+    /// The status of the answer, where there was one.
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Problem(problem) => Some(problem.status),
+            Self::AskedToWait { error, .. } => error.status(),
+            Self::Foreign { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+
+    /// Whether the same call may succeed a little later, by itself.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::AskedToWait { error, .. } => error.is_passing(),
+            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Broken { .. } => true,
+            Self::Problem(problem) => is_passing(problem.status, &problem.kind),
+            Self::Foreign { status, .. } => is_passing(*status, ""),
+            _ => false,
+        }
+    }
+
+    /// How long the server asked to wait, in seconds.
+    pub fn wait_seconds(&self) -> Option<u64> {
+        if let Self::AskedToWait { seconds, .. } = self { Some(*seconds) } else { None }
     }
 }
 
@@ -117,16 +165,36 @@ fn problem_text(problem: &Problem) -> String {
     }
 }
 
-fn problem_hint(problem: &Problem) -> Option<String> {
-    if problem.kind.strip_prefix("urn:narvault:problem:") == Some("sealed") {
-        return Some("run `narvault vault unseal`".into());
-    }
-    match problem.status {
-        401 => Some("run `narvault login`, or set NARVAULT_TOKEN".into()),
-        403 => Some("run `narvault whoami` to see what this token allows".into()),
-        _ => None,
+/// Whether an answer of this status and kind of problem says that something passes by itself. A sealed server waits
+/// for a person; a body that broke off on its way is an accident of the network.
+pub(super) fn is_passing(status: u16, kind: &str) -> bool {
+    match kind.strip_prefix(PROBLEM) {
+        Some("sealed") => false,
+        Some("aborted" | "too-slow") => true,
+        _ => matches!(status, 408 | 425 | 429 | 500 | 502..=504),
     }
 }
+
+fn problem_hint(problem: &Problem) -> Option<String> {
+    let hint = match (problem.kind.strip_prefix(PROBLEM), problem.status) {
+        (Some("sealed"), _) | (_, 423) => "run `narvault vault unseal`",
+        (Some("no-signing-key"), _) => "run `narvault key create CACHE`",
+        (Some("conflicting-claim"), _) => {
+            "run `narvault path show CACHE HASH` to see who pushed the other content"
+        }
+        (_, 401) => "run `narvault login`, or set NARVAULT_TOKEN",
+        (_, 403) => "run `narvault whoami` to see what this token allows",
+        (_, 413) => "a limit of the server stands against it, which only its operator can raise",
+        (_, 429) => "wait a minute, then run the same again",
+        (_, 503) => {
+            "the same again goes on where this ended; `narvault check --ready` tells whether the server is up"
+        }
+        _ => return None,
+    };
+    Some(hint.into())
+}
+
+const PROBLEM: &str = "urn:narvault:problem:";
 
 #[cfg(test)]
 mod tests {
@@ -169,6 +237,7 @@ mod tests {
             (503, ErrorKind::Unreachable),
             (403, ErrorKind::NotAuthorised),
             (404, ErrorKind::Other),
+            (413, ErrorKind::Refused),
         ] {
             assert_eq!(Error::Foreign { url: url.clone(), status }.kind(), expected, "{status}");
         }

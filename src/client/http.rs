@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Method, RequestBuilder, Response};
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
@@ -87,6 +87,11 @@ impl Client {
         })
     }
 
+    /// For an answer that is JSON and yet not what was asked for.
+    pub(super) fn answer_of_another_form(&self) -> Error {
+        Error::AnswerForm { url: self.url.clone(), line: 0, column: 0 }
+    }
+
     /// Sends, and reads nothing of a successful answer.
     pub(super) async fn done(&self, request: RequestBuilder) -> Result<(), Error> {
         self.accepted(request).await.map(drop)
@@ -131,13 +136,18 @@ impl Client {
         }
         let status = status.as_u16();
         let foreign = Error::Foreign { url: self.url.clone(), status };
-        match self.body(response, PROBLEM_SIZE_BYTES_MAX).await {
+        let wait_seconds = wait_seconds(response.headers());
+        let error = match self.body(response, PROBLEM_SIZE_BYTES_MAX).await {
             // The status that came over the wire counts, whatever the body says.
-            Ok(body) => Err(serde_json::from_slice::<Problem>(&body)
+            Ok(body) => serde_json::from_slice::<Problem>(&body)
                 .map(|problem| Error::Problem(Box::new(Problem { status, ..problem })))
-                .unwrap_or(foreign)),
-            Err(_) => Err(foreign),
-        }
+                .unwrap_or(foreign),
+            Err(_) => foreign,
+        };
+        Err(match wait_seconds {
+            Some(seconds) => Error::AskedToWait { seconds, error: Box::new(error) },
+            None => error,
+        })
     }
 
     /// Reads a body of at most `limit` bytes.
@@ -164,6 +174,11 @@ impl Client {
             Error::Broken { url, source }
         }
     }
+}
+
+/// `Retry-After` in seconds. As a date it would need a clock that agrees with the server's, and counts as none.
+fn wait_seconds(headers: &HeaderMap) -> Option<u64> {
+    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()
 }
 
 fn bearer(token: &SecretString) -> Result<HeaderValue, Error> {

@@ -9,6 +9,7 @@ pub mod login;
 mod marked;
 pub mod netrc;
 pub mod nix_conf;
+pub mod push;
 mod server_url;
 pub mod text_file;
 
