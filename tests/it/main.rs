@@ -19,6 +19,7 @@ mod nix_versions;
 mod openapi;
 mod orphans;
 mod outage;
+mod push;
 mod push_batches;
 mod push_uploads;
 mod readme;

@@ -7,6 +7,7 @@ pub mod client;
 pub mod database;
 pub mod desk;
 pub mod nix;
+pub mod proxy;
 pub mod s3;
 pub mod server;
 pub mod storage;

@@ -146,6 +146,29 @@ impl Machine {
         let mut lines = vec![path.to_owned(), format!("sha256:{}", Sha256Digest::of(&nar).base32())];
         lines.extend([nar.len().to_string(), String::new(), references.len().to_string()]);
         lines.extend(references.iter().map(|path| (*path).to_owned()));
+        self.load(&lines).await;
+    }
+
+    /// Adds a path of a text file that names its references.
+    pub async fn add_text(&self, name: &str, text: &str, references: &[&str]) -> String {
+        let text = format!("{text}\n{}\n", references.join("\n"));
+        self.add(name, &Node::directory([("text", Node::file(text))]), references).await
+    }
+
+    /// As [`Machine::add`], many at once: names, trees and references.
+    pub async fn add_all(&self, paths: &[(String, Node, Vec<String>)]) {
+        let mut lines = Vec::new();
+        for (path, node, references) in paths {
+            let nar = node.to_nar();
+            lay_down(node, &self.real(path));
+            lines.extend([path.clone(), format!("sha256:{}", Sha256Digest::of(&nar).base32())]);
+            lines.extend([nar.len().to_string(), String::new(), references.len().to_string()]);
+            lines.extend(references.iter().cloned());
+        }
+        self.load(&lines).await;
+    }
+
+    async fn load(&self, lines: &[String]) {
         let registration = self.file("registration");
         std::fs::write(&registration, lines.join("\n") + "\n").unwrap();
         let mut command = self.command("nix-store");
@@ -153,10 +176,37 @@ impl Machine {
         Ran::of(command).await.success();
     }
 
-    /// Adds a path of a text file that names its references.
-    pub async fn add_text(&self, name: &str, text: &str, references: &[&str]) -> String {
-        let text = format!("{text}\n{}\n", references.join("\n"));
-        self.add(name, &Node::directory([("text", Node::file(text))]), references).await
+    /// `narvault push` as this machine's user would run it, with this machine's Nix in the `PATH`.
+    pub fn narvault_push<S: AsRef<str>>(
+        &self,
+        url: &str,
+        token: &str,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_narvault"));
+        command.args(["push", "--store", &self.store()]);
+        command.args(arguments.into_iter().map(|argument| argument.as_ref().to_owned()));
+        self.prepare(&mut command);
+        if let Some(suite) = self.nix.suite {
+            self.link_nix_of(suite, &mut command);
+        }
+        command.env("NARVAULT_URL", url).env("NARVAULT_TOKEN", token);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Puts a `nix` before all others in the `PATH` that is the one of a chroot.
+    fn link_nix_of(&self, suite: &str, command: &mut Command) {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = self.file("bin");
+        std::fs::create_dir_all(&folder).unwrap();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/nix-in");
+        let path = variable("PATH").unwrap_or_default();
+        // The chroot has its own `nix`, and this folder too: without it in the `PATH`, that one is found there.
+        let text = format!("#!/bin/sh\nPATH='{path}' exec '{}' {suite} env nix \"$@\"\n", script.display());
+        std::fs::write(folder.join("nix"), text).unwrap();
+        std::fs::set_permissions(folder.join("nix"), std::fs::Permissions::from_mode(0o755)).unwrap();
+        command.env("PATH", format!("{}:{path}", folder.display()));
     }
 
     /// Runs `nix` on this machine's store.

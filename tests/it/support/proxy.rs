@@ -1,0 +1,181 @@
+//! A proxy before a narvault server that behaves as badly as real ones do, by a fixed pattern, and that remembers what
+//! the server accepted.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response};
+use hyper_util::rt::TokioIo;
+use narvault::api::{NarFrame, NarsStored};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use super::PATIENCE;
+
+/// What the proxy does wrong. Requests are counted from 1; 0 is never.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Manners {
+    /// Larger bodies are refused with 413 and a page of HTML.
+    pub body_size_bytes_max: Option<usize>,
+    /// Each so many-th request is answered by 502, and the server never sees it.
+    pub bad_gateway_every: usize,
+    /// Each so many-th request's connection ends before the request is read.
+    pub cut_every: usize,
+    /// The server does what each so many-th request asks for, and the answer is lost.
+    pub lose_answer_every: usize,
+    /// Each answer is late by so much.
+    pub delay: Duration,
+    /// From when so many files and parts are accepted on, nothing more gets through.
+    pub hold_after: Option<usize>,
+}
+
+pub struct Proxy {
+    /// `http://127.0.0.1:port`.
+    pub url: String,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    server: String,
+    manners: Manners,
+    requests: AtomicUsize,
+    /// How often the server accepted each file and each part.
+    accepted: watch::Sender<BTreeMap<String, usize>>,
+    largest: AtomicUsize,
+}
+
+impl Proxy {
+    /// Before the server at `http://host:port`.
+    pub async fn before(server: &str, manners: Manners) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = server.strip_prefix("http://").unwrap().to_owned();
+        let shared = Arc::new(Shared {
+            server,
+            manners,
+            requests: AtomicUsize::new(0),
+            accepted: watch::Sender::new(BTreeMap::new()),
+            largest: AtomicUsize::new(0),
+        });
+        let accepting = shared.clone();
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let shared = accepting.clone();
+                let service = service_fn(move |request| answer(shared.clone(), request));
+                tokio::spawn(
+                    hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(socket), service),
+                );
+            }
+        });
+        Self { url, shared }
+    }
+
+    /// How often the server accepted each file, by its name, and each part, by its digest and size.
+    pub fn accepted(&self) -> BTreeMap<String, usize> {
+        self.shared.accepted.borrow().clone()
+    }
+
+    /// Waits until the server accepted so many files and parts.
+    pub async fn wait_for(&self, count: usize) {
+        let mut accepted = self.shared.accepted.subscribe();
+        let enough = accepted.wait_for(|accepted| accepted.len() >= count);
+        tokio::time::timeout(PATIENCE, enough).await.expect("too little was accepted").unwrap();
+    }
+
+    /// The largest body that came, in bytes.
+    pub fn largest_body(&self) -> usize {
+        self.shared.largest.load(Ordering::SeqCst)
+    }
+
+    /// How many requests came.
+    pub fn requests(&self) -> usize {
+        self.shared.requests.load(Ordering::SeqCst)
+    }
+}
+
+/// An error here ends the connection without an answer.
+async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<Response<Full<Bytes>>> {
+    let manners = shared.manners;
+    let number = shared.requests.fetch_add(1, Ordering::SeqCst) + 1;
+    let is_nth = |every: usize| every > 0 && number.is_multiple_of(every);
+    if is_nth(manners.cut_every) {
+        return Err(io::ErrorKind::ConnectionAborted.into());
+    }
+    let (parts, body) = request.into_parts();
+    let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+    shared.largest.fetch_max(body.len(), Ordering::SeqCst);
+    if manners.hold_after.is_some_and(|count| shared.accepted.borrow().len() >= count) {
+        std::future::pending::<()>().await;
+    }
+    if is_nth(manners.bad_gateway_every) {
+        return Ok(page(502));
+    }
+    if manners.body_size_bytes_max.is_some_and(|max| body.len() > max) {
+        return Ok(page(413));
+    }
+    let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
+    let answer = forward(&shared.server, Request::from_parts(parts, Full::new(body.clone()))).await;
+    // As a proxy does whose server is gone.
+    let Ok(answer) = answer else { return Ok(page(502)) };
+    if answer.status().is_success() {
+        remember(&shared, &method, &path, &body, answer.body());
+    }
+    tokio::time::sleep(manners.delay).await;
+    if is_nth(manners.lose_answer_every) {
+        return Err(io::ErrorKind::ConnectionAborted.into());
+    }
+    Ok(answer.map(Full::new))
+}
+
+async fn forward(server: &str, request: Request<Full<Bytes>>) -> io::Result<Response<Bytes>> {
+    let socket = TcpStream::connect(server).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(socket)).await.map_err(io::Error::other)?;
+    tokio::spawn(connection);
+    let answer = sender.send_request(request).await.map_err(io::Error::other)?;
+    let (parts, body) = answer.into_parts();
+    let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+    Ok(Response::from_parts(parts, body))
+}
+
+fn remember(shared: &Shared, method: &Method, path: &str, body: &Bytes, answer: &Bytes) {
+    let mut accepted = Vec::new();
+    if path.ends_with("/nars") {
+        let stored: NarsStored = serde_json::from_slice(answer).unwrap();
+        accepted.extend(stored.results.into_iter().filter(|one| one.refused.is_none()).map(|one| one.file));
+        assert_eq!(frames(body).len(), accepted.len(), "some were refused");
+    } else if method == Method::PUT && path.contains("/parts/") {
+        let digest = narvault::nix::hash::Sha256Digest::of(body).hex();
+        accepted.push(format!("part {digest} of {} bytes", body.len()));
+    }
+    shared.accepted.send_modify(|all| {
+        for name in accepted {
+            *all.entry(name).or_default() += 1;
+        }
+    });
+}
+
+/// The files of a batch.
+fn frames(mut body: &[u8]) -> Vec<NarFrame> {
+    let mut frames = Vec::new();
+    while !body.is_empty() {
+        let end = body.iter().position(|byte| *byte == b'\n').unwrap();
+        let frame: NarFrame = serde_json::from_slice(&body[..end]).unwrap();
+        body = &body[end + 1 + usize::try_from(frame.size_bytes).unwrap()..];
+        frames.push(frame);
+    }
+    frames
+}
+
+fn page(status: u16) -> Response<Full<Bytes>> {
+    let body = Full::new(Bytes::from_static(b"<html><h1>no</h1></html>"));
+    Response::builder().status(status).header("content-type", "text/html").body(body).unwrap()
+}
