@@ -15,8 +15,9 @@
 //! | [`http`] | axum, status codes, the router on one screen | `service access api nix` |
 //! | [`web`] | pages for people | `service access` |
 //! | [`client`] | typed calls over [`api`], login state, pushing ([`client::push`]), the texts of nix.conf and netrc | `api nix tlog` |
+//! | [`queue`] | what waits to be pushed from this machine: a SQLite file of the client's | `nix time` |
 //! | [`service`] | what a caller can ask for | `nix tlog time access vault storage db upstream` |
-//! | [`db`] | rows; the only SQL text; SQLite and Postgres from one text; reads a Nix client's memory too | `nix time access`, sealed types of `vault` |
+//! | [`db`] | rows; the server's only SQL text; SQLite and Postgres from one text; reads a Nix client's memory too | `nix time access`, sealed types of `vault` |
 //! | [`storage`] | objects in a folder or in S3; the only code that spells an object's path | `nix` |
 //! | [`upstream`] | other binary caches, asked over the network whether they hold a path | `nix` |
 //! | [`vault`] | the only code that sees a private key in clear | `nix` |
@@ -83,6 +84,7 @@ pub mod config;
 pub mod db;
 pub mod http;
 pub mod nix;
+pub mod queue;
 pub mod service;
 pub mod storage;
 pub mod time;
