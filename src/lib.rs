@@ -15,6 +15,7 @@
 //! | [`http`] | axum, status codes, the router on one screen | `service access api nix` |
 //! | [`web`] | pages for people | `service access` |
 //! | [`client`] | typed calls over [`api`], login state, pushing ([`client::push`]), the texts of nix.conf and netrc | `api nix tlog` |
+//! | [`watch`] | what is new in the local store, queued and pushed | `client queue nix time` |
 //! | [`queue`] | what waits to be pushed from this machine: a SQLite file of the client's | `nix time` |
 //! | [`service`] | what a caller can ask for | `nix tlog time access vault storage db upstream` |
 //! | [`db`] | rows; the server's only SQL text; SQLite and Postgres from one text; reads a Nix client's memory too | `nix time access`, sealed types of `vault` |
@@ -91,6 +92,7 @@ pub mod time;
 pub mod tlog;
 pub mod upstream;
 pub mod vault;
+pub mod watch;
 pub mod web;
 
 #[cfg(test)]

@@ -34,3 +34,4 @@ mod tidy;
 mod upload_order;
 mod upstreams;
 mod use_cache;
+mod watch;

@@ -19,6 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("access", &["time"]),
     ("client", &["api", "nix", "tlog"]),
     ("queue", &["nix", "time"]),
+    ("watch", &["client", "queue", "nix", "time"]),
     ("vault", &["nix"]),
     ("storage", &["nix"]),
     ("upstream", &["nix"]),
