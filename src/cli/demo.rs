@@ -3,7 +3,6 @@
 //! Each step tells what happened and which command a person would type for it. A step that does not turn out as
 //! promised ends the demo with exit code 1. Reads no configuration, and touches nothing outside its folder.
 
-mod folder;
 mod nix;
 mod packages;
 mod wire;
@@ -17,11 +16,11 @@ use secrecy::SecretString;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::folder::DemoFolder;
 use self::nix::{Direction, NixUser};
 use self::packages::{Package, Packages};
 use self::wire::Wire;
 use super::failure::{Exit, Failure};
+use super::folder::TemporaryFolder;
 use super::output::Printer;
 use super::server::Server;
 use super::{Context, logging};
@@ -61,7 +60,7 @@ pub async fn run(args: DemoArgs, context: &Context) -> Result<(), Failure> {
             _ = interrupt.recv() => {}
         }
     };
-    let folder = DemoFolder::make(args.keep)
+    let folder = TemporaryFolder::make("demo", args.keep)
         .map_err(|error| Failure::caused("cannot make a temporary folder".into(), error))?;
 
     let mut teller = Teller { printer: context.printer, told: 0, now: "start a server" };

@@ -14,6 +14,7 @@ mod contributor;
 mod demo;
 mod doctor;
 mod failure;
+mod folder;
 mod key;
 mod list;
 mod local_nix;

@@ -1,4 +1,4 @@
-//! The demo's folder: a new one that only this user can look into, removed however the demo ends.
+//! A folder of a command's own: a new one that only this user can look into, removed however the command ends.
 //!
 //! Never removes anything that it did not make: links are removed, not followed.
 
@@ -10,15 +10,15 @@ use std::path::{Path, PathBuf};
 use crate::vault::random;
 
 /// Gone when dropped, unless it is to be kept.
-pub struct DemoFolder {
+pub struct TemporaryFolder {
     path: PathBuf,
     keep: bool,
 }
 
-impl DemoFolder {
+impl TemporaryFolder {
     /// Makes a folder below the system's one for temporary files.
-    pub fn make(keep: bool) -> io::Result<Self> {
-        let path = std::env::temp_dir().join(format!("narvault-demo-{}", random::text::<10>()));
+    pub fn make(what: &str, keep: bool) -> io::Result<Self> {
+        let path = std::env::temp_dir().join(format!("narvault-{what}-{}", random::text::<10>()));
         DirBuilder::new().mode(0o700).create(&path)?;
         Ok(Self { path, keep })
     }
@@ -28,14 +28,14 @@ impl DemoFolder {
     }
 }
 
-impl Drop for DemoFolder {
+impl Drop for TemporaryFolder {
     fn drop(&mut self) {
         if self.keep {
             return;
         }
         let removed = make_writable(&self.path).and_then(|()| fs::remove_dir_all(&self.path));
         if let Err(error) = removed {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove the demo's folder");
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove a temporary folder");
         }
     }
 }
@@ -70,7 +70,7 @@ mod tests {
     fn the_folder_is_private_and_gone_afterwards_with_what_nix_made_read_only() {
         let outside = tempfile::tempdir().unwrap();
         fs::write(outside.path().join("precious"), "x").unwrap();
-        let folder = DemoFolder::make(false).unwrap();
+        let folder = TemporaryFolder::make("test", false).unwrap();
         let path = folder.path().to_owned();
         fill(&path);
         std::os::unix::fs::symlink(outside.path(), path.join("link")).unwrap();
@@ -85,12 +85,12 @@ mod tests {
 
     #[test]
     fn a_kept_folder_stays() {
-        let folder = DemoFolder::make(true).unwrap();
+        let folder = TemporaryFolder::make("test", true).unwrap();
         let path = folder.path().to_owned();
 
         drop(folder);
 
         assert!(path.exists());
-        drop(DemoFolder { path, keep: false });
+        drop(TemporaryFolder { path, keep: false });
     }
 }
