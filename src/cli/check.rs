@@ -108,7 +108,7 @@ fn unhealthy(failure: Failure) -> Failure {
             let hint = "start it with `narvault serve`, or name another one with `--url URL`";
             Failure::Told { exit: Exit::Failure, error, hint: Some(hint.into()) }
         }
-        Failure::StdoutClosed => Failure::StdoutClosed,
+        told => told,
     }
 }
 

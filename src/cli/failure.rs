@@ -26,11 +26,24 @@ pub enum Exit {
     Unreachable = 5,
 }
 
+impl From<ErrorKind> for Exit {
+    fn from(kind: ErrorKind) -> Self {
+        match kind {
+            ErrorKind::NotAuthorised => Self::NotAuthorised,
+            ErrorKind::Refused => Self::Refused,
+            ErrorKind::Unreachable => Self::Unreachable,
+            ErrorKind::Other => Self::Failure,
+        }
+    }
+}
+
 /// Why a command did not do what it was asked.
 #[derive(Debug)]
 pub enum Failure {
     /// The reader of stdout has seen enough, as `head` does: no failure at all.
     StdoutClosed,
+    /// A command that was run for somebody ended with this number, and has told why itself.
+    Command { code: u8 },
     /// To be told, with the next thing to do.
     Told { exit: Exit, error: anyhow::Error, hint: Option<String> },
 }
@@ -68,12 +81,13 @@ impl Failure {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::StdoutClosed => ExitCode::SUCCESS,
+            Self::Command { code } => ExitCode::from(*code),
             Self::Told { exit, .. } => ExitCode::from(*exit as u8),
         }
     }
 }
 
-/// The lines for stderr: `error: …`, then `hint: …` where there is one; nothing if stdout was closed.
+/// The lines for stderr: `error: …`, then `hint: …` where there is one; nothing if it is told already.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self::Told { error, hint, .. } = self else { return Ok(()) };
@@ -93,14 +107,8 @@ impl fmt::Display for Failure {
 
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
-        let exit = match error.kind() {
-            ErrorKind::NotAuthorised => Exit::NotAuthorised,
-            ErrorKind::Refused => Exit::Refused,
-            ErrorKind::Unreachable => Exit::Unreachable,
-            ErrorKind::Other => Exit::Failure,
-        };
         let hint = error.hint();
-        Self::Told { exit, error: error.into(), hint }
+        Self::Told { exit: error.kind().into(), error: error.into(), hint }
     }
 }
 

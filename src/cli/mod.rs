@@ -9,12 +9,14 @@ mod ask;
 mod audit;
 mod cache;
 mod check;
+mod child;
 mod completions;
 mod contributor;
 mod demo;
 mod doctor;
 mod failure;
 mod folder;
+mod hook;
 mod key;
 mod list;
 mod local_nix;
@@ -23,14 +25,19 @@ mod login;
 mod output;
 mod path;
 mod push;
+mod push_queued;
+mod queue;
 mod serve;
 pub mod server;
 mod session;
+mod signals;
 mod storage;
 mod text;
 mod token;
 mod use_cache;
 mod vault;
+mod watch_exec;
+mod watch_store;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -110,6 +117,12 @@ pub enum Command {
     /// Store paths in a cache
     #[command(subcommand)]
     Path(path::PathCommand),
+    /// Queue what Nix builds, and push it in the background
+    Hook(hook::HookArgs),
+    /// Push every path that becomes valid in the local store
+    WatchStore(watch_store::WatchStoreArgs),
+    /// Run a command, and push what it builds
+    WatchExec(watch_exec::WatchExecArgs),
     /// Who did what, refusals included
     #[command(subcommand)]
     Audit(audit::AuditCommand),
@@ -171,6 +184,9 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Use(args) => use_cache::use_cache(args, &context).await,
         Command::Unuse(args) => use_cache::unuse_cache(args, &context).await,
         Command::Path(command) => path::run(command, &context).await,
+        Command::Hook(args) => hook::run(args, &context).await,
+        Command::WatchStore(args) => watch_store::run(args, &context).await,
+        Command::WatchExec(args) => watch_exec::run(args, &context).await,
         Command::Audit(command) => audit::run(command, &context).await,
         Command::Vault(command) => vault::run(command, &context).await,
         Command::Admin(command) => admin::run(command, &context).await,
@@ -298,6 +314,15 @@ mod tests {
     }
 
     #[test]
+    fn a_cache_may_have_the_name_of_a_command() {
+        for line in ["narvault hook -- run", "narvault hook --push -- status"] {
+            let cli = parse(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
+
+            assert!(format!("{:?}", cli.command).contains("command: None"), "{line}: {cli:?}");
+        }
+    }
+
+    #[test]
     fn mistakes_are_usage_errors() {
         for line in [
             "narvault",
@@ -323,6 +348,13 @@ mod tests {
             "narvault path list main --since yesterday",
             "narvault login https://a.example --claim nvb_x --token-stdin",
             "narvault completions csh",
+            "narvault hook",
+            "narvault hook run main",
+            "narvault hook flush --timeout soon",
+            "narvault watch-store",
+            "narvault watch-exec main",
+            "narvault watch-exec main nix build",
+            "narvault watch-exec main --push-failures maybe -- nix build",
             "narvault push",
             "narvault push main",
             "narvault push main ./result --jobs 0",

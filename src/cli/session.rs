@@ -164,7 +164,7 @@ mod tests {
     fn exit(failure: Failure) -> Exit {
         match failure {
             Failure::Told { exit, .. } => exit,
-            Failure::StdoutClosed => panic!("stdout is open"),
+            other => panic!("{other:?}"),
         }
     }
 

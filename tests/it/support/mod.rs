@@ -2,6 +2,7 @@
 //! and ways to disturb them. Nothing beyond localhost.
 
 pub mod api;
+pub mod builder;
 pub mod chaos;
 pub mod client;
 pub mod database;

@@ -308,8 +308,12 @@ impl Machine {
     /// Needs root, and a Nix that does not live in `/nix/store`.
     pub async fn within<S: AsRef<str>>(&self, arguments: impl IntoIterator<Item = S>) -> Ran {
         let mut command = command_in(self.nix.suite);
-        let script = "mount --bind \"$0\" /nix && exec \"$@\"";
-        command.args(["unshare", "--mount", "sh", "-c", script]).arg(self.root().join("nix"));
+        let script = "mkdir -p /nix && mount --bind \"$0\" /nix && exec \"$@\"";
+        // In a chroot there is a namespace for this command already, and another one cannot be made.
+        if self.nix.suite.is_none() {
+            command.args(["unshare", "--mount"]);
+        }
+        command.args(["sh", "-c", script]).arg(self.root().join("nix"));
         command.args(arguments.into_iter().map(|argument| argument.as_ref().to_owned()));
         self.prepare(&mut command);
         Ran::of(command).await

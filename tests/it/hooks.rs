@@ -1,0 +1,236 @@
+//! What is built is pushed, once, with a real Nix that really builds: by a post-build-hook, and by watching the store.
+//! The server being down makes it late; nothing is lost, and no build fails for it.
+
+use crate::support::builder::{
+    Builder, Listened, assert_pushed_once, is_published, json, require_builder, script, signal,
+};
+use crate::support::nix::require_nix;
+use crate::support::server::{Backend, Ended, TestServer, narvault};
+use crate::support::until;
+
+// --- the hook ---
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_built_while_the_server_is_down_arrives_when_it_is_back() {
+    let mut server = TestServer::spawn(Backend::SQLITE_DISK, &[]).await.unwrap();
+    let mut builder = require_builder!(&server);
+    builder.set_hook("");
+    let names = ["one", "two", "three"];
+    builder.write_chain("chain.nix", &names);
+    server.process().kill().await;
+
+    builder.build("chain.nix").await.success();
+
+    let paths = builder.built(&names).await;
+    let tried = builder.run_on_store(&["hook", "run", "--once"]).await;
+    assert_eq!(tried.code, Some(5), "{tried:?}");
+    let status = builder.status().await;
+    assert_eq!(status["caches"][0]["waiting"], 3, "{status}");
+    assert!(status["caches"][0]["error"].as_str().unwrap().contains("cannot reach"), "{status}");
+    let people = builder.run(&["hook", "status"]).await.stdout;
+    assert!(people.starts_with("CACHE") && people.contains("\nmain "), "{people}");
+    server.restart_after_kill(&[]).await;
+    let flushed = builder.run_on_store(&["hook", "flush", "--timeout", "50s", "--json"]).await;
+    assert_eq!(flushed.code, Some(0), "{flushed:?}");
+    assert_eq!(json(&flushed)["pushed"], 3);
+    assert_pushed_once(&server, &paths).await;
+    let status = builder.status().await;
+    assert_eq!(status["caches"], serde_json::json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hook_that_cannot_queue_fails_no_build_and_says_why() {
+    let server = TestServer::start(Backend::SQLITE_DISK).await.unwrap();
+    let mut builder = require_builder!(&server);
+    builder.set_hook("");
+    let (damaged, not_a_folder) = ("no database ".repeat(500), builder.machine.file("file"));
+    std::fs::write(builder.queue(), &damaged).unwrap();
+    std::fs::write(&not_a_folder, "").unwrap();
+    builder.write_chain("a.nix", &["a"]);
+    builder.write_chain("b.nix", &["b"]);
+    builder.write_chain("c.nix", &["c"]);
+
+    let with_damaged = builder.build("a.nix").await.success();
+    builder.set_hook(&format!("--queue {}/queue.db", not_a_folder.display()));
+    let hook = std::fs::read_to_string(builder.machine.file("hook")).unwrap();
+    let first_queue = format!("--queue {} ", builder.queue().display());
+    script(&builder.machine.file("hook"), &hook.replacen(&first_queue, "", 1));
+    let without_folder = builder.build("b.nix").await.success();
+    script(
+        &builder.machine.file("hook"),
+        &hook.replacen("hook main", "hook UPPER", 1).replacen(&first_queue, "", 1),
+    );
+    let without_cache = builder.build("c.nix").await.success();
+
+    for (ran, expected) in [
+        (with_damaged, "is damaged, or is no queue"),
+        (without_folder, "cannot open the queue"),
+        (without_cache, "`UPPER` is no cache"),
+    ] {
+        assert!(ran.stderr.contains(expected), "{expected}: {}", ran.stderr);
+        assert!(ran.stderr.contains("is not queued"), "{}", ran.stderr);
+    }
+    assert_eq!(std::fs::read_to_string(builder.queue()).unwrap(), damaged);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn outputs_that_nix_names_are_queued_without_asking_it() {
+    let server = TestServer::start(Backend::SQLITE_DISK).await.unwrap();
+    let machine = require_nix!().machine();
+    let token = server.token("ci", &["push:main"]).await.text;
+    let builder = Builder { machine, url: server.url.clone(), token };
+    let path = builder.machine.add_text("named", "hello", &[]).await;
+    let mut hook = builder.command(&["hook", "main"]);
+    // No Nix in sight: the daemon's PATH may have none.
+    hook.env("PATH", "").env("OUT_PATHS", format!("{path} {path}")).env("DRV_PATH", "/nix/store/x.drv");
+    hook.env_remove("NARVAULT_URL").env_remove("NARVAULT_TOKEN");
+
+    let hooked = Ended::of(hook).await;
+    let outside = builder.run(&["hook", "main"]).await;
+    let ran = builder.run_on_store(&["hook", "run", "--once"]).await;
+
+    assert_eq!((hooked.code, hooked.stderr.as_str()), (Some(0), ""));
+    assert_eq!(outside.code, Some(2), "{outside:?}");
+    assert!(outside.stderr.contains("post-build-hook"), "{}", outside.stderr);
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), "1 pushed, 0 dropped, 0 waiting\n"), "{ran:?}");
+    assert_pushed_once(&server, &[path]).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hooks_that_are_killed_damage_nothing_and_those_that_ended_have_queued() {
+    let machine = require_nix!().machine();
+    let builder = Builder { machine, url: "http://127.0.0.1:1".to_owned(), token: "nvt_none".to_owned() };
+    let hook = |name: String| {
+        let mut hook = builder.command(&["hook", "main"]);
+        hook.env("OUT_PATHS", format!("/nix/store/3sprlmfy5qih7ss1iq6w87830aqbm0sj-{name}"));
+        hook
+    };
+
+    // Each is killed at another moment: when so many hooks that began after it have ended.
+    let mut running: Vec<(usize, tokio::process::Child)> = Vec::new();
+    for number in 0..24 {
+        running.push((number + number % 3, hook(format!("killed-{number}")).spawn().unwrap()));
+        let ended = Ended::of(hook(format!("ended-{number}"))).await;
+        assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+        for (_, child) in running.iter_mut().filter(|(at, _)| *at == number) {
+            child.kill().await.unwrap();
+        }
+        running.retain(|(at, _)| *at > number);
+    }
+
+    let status = builder.status().await;
+    let waiting = status["caches"][0]["waiting"].as_u64().unwrap();
+    assert!((24..=48).contains(&waiting), "{status}");
+    let queue = narvault::queue::Queue::open(&builder.queue()).await.unwrap();
+    let due = queue.due(None, narvault::time::Clock::System.now(), 100).await.unwrap();
+    for number in 0..24 {
+        let name = format!("ended-{number}");
+        assert_eq!(due.iter().filter(|entry| entry.path.name() == name).count(), 1, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn what_roots_hook_makes_belongs_to_the_owner_of_the_queues_folder() {
+    use std::os::unix::fs::{MetadataExt as _, chown};
+    let folder = tempfile::tempdir().unwrap();
+    let queue = folder.path().join("queue.db");
+    if chown(folder.path(), Some(65534), Some(65534)).is_err() {
+        return println!("skipped: only root may give a folder away");
+    }
+    let mut hook = narvault();
+    hook.args(["hook", "main", "--queue"]).arg(&queue);
+    hook.env("OUT_PATHS", "/nix/store/3sprlmfy5qih7ss1iq6w87830aqbm0sj-x")
+        .env("DRV_PATH", "/nix/store/x.drv");
+    // While another process has it open, so that its log stays.
+    let open = narvault::queue::Queue::open(&queue).await.unwrap();
+
+    assert_eq!(Ended::of(hook).await.code, Some(0));
+
+    let files: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().path()).collect();
+    assert!(files.iter().any(|file| file.ends_with("queue.db-wal")), "{files:?}");
+    for file in files {
+        assert_eq!(std::fs::metadata(&file).unwrap().uid(), 65534, "{}", file.display());
+    }
+    assert_eq!(open.waiting(Some("main")).await.unwrap().0, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_pushes_what_hooks_of_parallel_builds_queue_and_goes_on_after_a_kill() {
+    let server = TestServer::start(Backend::SQLITE_DISK).await.unwrap();
+    let mut builder = require_builder!(&server);
+    builder.set_hook("");
+    let mut service = builder.command(&["hook", "run", "--store", &builder.machine.store()]).spawn().unwrap();
+    let names: Vec<String> = (0..12).map(|number| format!("part-{number}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    for (at, names) in names.chunks(3).enumerate() {
+        builder.write_chain(&format!("{at}.nix"), names);
+    }
+    let build = async |at: usize| builder.build(&format!("{at}.nix")).await.success();
+
+    tokio::join!(build(0), build(1));
+    let early = builder.built(&names[..6]).await;
+    until("the first paths", async || is_published(&server.http(), &early[5]).await.then_some(())).await;
+    service.kill().await.unwrap();
+    tokio::join!(build(2), build(3));
+    let mut service = builder.command(&["hook", "run", "--store", &builder.machine.store()]).spawn().unwrap();
+
+    let flushed = builder.run_on_store(&["hook", "flush", "--timeout", "50s"]).await;
+
+    assert_eq!(flushed.code, Some(0), "{flushed:?}");
+    assert_pushed_once(&server, &builder.built(&names).await).await;
+    signal(&service, "TERM").await;
+    assert!(service.wait().await.unwrap().success());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hook_may_push_in_the_background_by_itself() {
+    let server = TestServer::start(Backend::SQLITE_DISK).await.unwrap();
+    let mut builder = require_builder!(&server);
+    builder.set_hook("--push");
+    let hook = std::fs::read_to_string(builder.machine.file("hook")).unwrap();
+    let set = format!("export NARVAULT_URL={} NARVAULT_TOKEN={}\nexec", builder.url, builder.token);
+    script(&builder.machine.file("hook"), &hook.replacen("exec", &set, 1));
+    builder.write_chain("chain.nix", &["one", "two"]);
+
+    builder.build("chain.nix").await.success();
+
+    let paths = builder.built(&["one", "two"]).await;
+    for path in &paths {
+        until("the path", async || is_published(&server.http(), path).await.then_some(())).await;
+    }
+    server.stop().await;
+}
+
+// --- the store ---
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watching_the_store_pushes_each_path_of_parallel_builds_once() {
+    let server = TestServer::start(Backend::SQLITE_DISK).await.unwrap();
+    let builder = require_builder!(&server);
+    let old = builder.machine.add_text("old", "old", &[]).await;
+    let mut watch = builder.command(&["watch-store", "main", "--store", &builder.machine.store()]);
+    let mut watch = Listened::to(watch.spawn().unwrap());
+    watch.says("told of changes").await;
+    let names: Vec<String> = (0..12).map(|number| format!("part-{number}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    for (at, names) in names.chunks(3).enumerate() {
+        builder.write_chain(&format!("{at}.nix"), names);
+    }
+    let build = async |at: usize| builder.build(&format!("{at}.nix")).await.success();
+
+    tokio::join!(build(0), build(1), build(2), build(3));
+
+    let paths = builder.built(&names).await;
+    for path in &paths {
+        until("the path", async || is_published(&server.http(), path).await.then_some(())).await;
+    }
+    signal(&watch.child, "TERM").await;
+    assert!(watch.child.wait().await.unwrap().success());
+    watch.says("0 paths waiting").await;
+    assert_pushed_once(&server, &paths).await;
+    assert!(!is_published(&server.http(), &old).await);
+    server.stop().await;
+}
