@@ -4,8 +4,9 @@ use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 
 use super::dialect::{Dialect, with_json_rows};
-use super::{Connection, Result};
+use super::{Connection, Result, one_row};
 use crate::nix::hash::Sha256Digest;
+use crate::time::Timestamp;
 
 /// A leaf to append.
 #[derive(Debug, Clone)]
@@ -22,24 +23,50 @@ pub struct LeafRow {
     pub long_references: Option<String>,
 }
 
-/// Locks the log and gives the index that the next leaf gets. The last lock of any transaction: a
-/// serial column would leave gaps when a transaction is rolled back.
-pub async fn lock(connection: &mut Connection) -> Result<i64> {
+/// The log's one row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogState {
+    /// How many leaves there are; the index that the next one gets.
+    pub size: i64,
+    /// The right edge of the tree of the first `frontier_size` leaves.
+    pub frontier: Vec<u8>,
+    /// Below `size` where somebody appended who does not know the frontier.
+    pub frontier_size: i64,
+}
+
+/// The newest checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckpointRow {
+    pub size: i64,
+    /// The signed note.
+    pub note: String,
+    pub signed_at: Timestamp,
+}
+
+/// Locks the log and gives its row. The last lock of any transaction: a serial column would leave gaps when a
+/// transaction is rolled back.
+pub async fn lock(connection: &mut Connection) -> Result<LogState> {
     let statement = Dialect::of(connection).pick(
-        "SELECT size FROM log_state WHERE id = 1 FOR UPDATE",
-        "SELECT size FROM log_state WHERE id = 1",
+        "SELECT size, frontier, frontier_size FROM log_state WHERE id = 1 FOR UPDATE",
+        "SELECT size, frontier, frontier_size FROM log_state WHERE id = 1",
     );
-    let (size,) = sqlx::query_as(statement).fetch_one(connection).await?;
-    Ok(size)
+    Ok(state(sqlx::query_as(statement).fetch_one(connection).await?))
 }
 
-/// Appends at `index`, which [`lock`] gave, and answers with the next one.
-pub async fn append(connection: &mut Connection, index: i64, row: &LeafRow) -> Result<i64> {
-    append_all(connection, index, std::slice::from_ref(row)).await
+/// The log's row as it is now.
+pub async fn read(connection: &mut Connection) -> Result<LogState> {
+    let row = sqlx::query_as("SELECT size, frontier, frontier_size FROM log_state WHERE id = 1")
+        .fetch_one(connection)
+        .await?;
+    Ok(state(row))
 }
 
-/// Appends from `index` on, which [`lock`] gave, and answers with the next one.
-pub async fn append_all(connection: &mut Connection, index: i64, rows: &[LeafRow]) -> Result<i64> {
+fn state((size, frontier, frontier_size): (i64, Option<Vec<u8>>, i64)) -> LogState {
+    LogState { size, frontier: frontier.unwrap_or_default(), frontier_size }
+}
+
+/// Inserts leaves from `index` on, the size that [`lock`] gave. Then [`advance`].
+pub async fn append(connection: &mut Connection, index: i64, rows: &[LeafRow]) -> Result<()> {
     let numbered = || (index..).zip(rows);
     let leaves = numbered().map(
         |(index, row)| json!({ "idx": index, "event": row.event, "leaf": row.leaf, "path_id": row.path_id }),
@@ -79,9 +106,47 @@ pub async fn append_all(connection: &mut Connection, index: i64, rows: &[LeafRow
         .execute(&mut *connection)
         .await?;
     }
-    let next = index + i64::try_from(rows.len()).unwrap_or(i64::MAX);
-    sqlx::query("UPDATE log_state SET size = $1 WHERE id = 1").bind(next).execute(connection).await?;
-    Ok(next)
+    Ok(())
+}
+
+/// Writes down the log's new size and frontier.
+pub async fn advance(connection: &mut Connection, state: &LogState) -> Result<()> {
+    let result =
+        sqlx::query("UPDATE log_state SET size = $1, frontier = $2, frontier_size = $3 WHERE id = 1")
+            .bind(state.size)
+            .bind(&state.frontier)
+            .bind(state.frontier_size)
+            .execute(connection)
+            .await?;
+    one_row("log_state", result.rows_affected())
+}
+
+/// The newest checkpoint; `None` before the first.
+pub async fn checkpoint(connection: &mut Connection) -> Result<Option<CheckpointRow>> {
+    let row: Option<(i64, String, i64)> =
+        sqlx::query_as("SELECT size, note, signed_at FROM log_checkpoint WHERE id = 1")
+            .fetch_optional(connection)
+            .await?;
+    Ok(row.map(|(size, note, signed_at)| CheckpointRow { size, note, signed_at: Timestamp(signed_at) }))
+}
+
+/// Puts a checkpoint in place of the one of `old_size`, 0 for none. False: another stands there by now.
+pub async fn replace_checkpoint(
+    connection: &mut Connection,
+    old_size: i64,
+    new: &CheckpointRow,
+) -> Result<bool> {
+    let result = sqlx::query(
+        "INSERT INTO log_checkpoint (id, size, note, signed_at) VALUES (1, $1, $2, $3) \
+         ON CONFLICT (id) DO UPDATE SET size = $1, note = $2, signed_at = $3 WHERE log_checkpoint.size = $4",
+    )
+    .bind(new.size)
+    .bind(&new.note)
+    .bind(new.signed_at.0)
+    .bind(old_size)
+    .execute(connection)
+    .await?;
+    Ok(result.rows_affected() == 1)
 }
 
 /// The index of the last leaf that put a signature on this path.
@@ -102,4 +167,60 @@ pub async fn leaves(connection: &mut Connection, first: i64, limit: i64) -> Resu
         .fetch_all(connection)
         .await?;
     Ok(rows)
+}
+
+/// What somebody with access to the database could do.
+#[cfg(test)]
+pub(crate) async fn alter_leaf(connection: &mut Connection, index: i64, leaf: &str) -> Result<()> {
+    let altered = sqlx::query("UPDATE log_leaves SET leaf = $2 WHERE idx = $1");
+    let result = altered.bind(index).bind(leaf).execute(connection).await?;
+    one_row("log_leaves", result.rows_affected())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Gate;
+    use super::super::testing::{NOON, TestDb, on_each_database};
+    use super::*;
+
+    fn leaf(text: &str) -> LeafRow {
+        LeafRow {
+            event: "sign".to_owned(),
+            leaf: text.to_owned(),
+            path_id: None,
+            openings: Vec::new(),
+            long_references: None,
+        }
+    }
+
+    on_each_database! {
+        async fn a_new_log_is_empty_and_goes_on_where_it_was_left(test: &TestDb) {
+            let mut tx = test.db.begin(Gate::Shared).await.unwrap();
+            assert_eq!(lock(&mut tx).await.unwrap(), LogState { size: 0, frontier: vec![], frontier_size: 0 });
+
+            append(&mut tx, 0, &[leaf("one\n"), leaf("two\n")]).await.unwrap();
+            let state = LogState { size: 2, frontier: vec![7; 32], frontier_size: 2 };
+            advance(&mut tx, &state).await.unwrap();
+            tx.commit().await.unwrap();
+
+            let mut connection = test.db.read().await.unwrap();
+            assert_eq!(read(&mut connection).await.unwrap(), state);
+            let both = vec![(0, "one\n".to_owned()), (1, "two\n".to_owned())];
+            assert_eq!(leaves(&mut connection, 0, 10).await.unwrap(), both);
+        }
+
+        async fn a_checkpoint_is_replaced_only_by_who_knows_it(test: &TestDb) {
+            let of = |size: i64| CheckpointRow { size, note: format!("{size}"), signed_at: NOON };
+            let mut tx = test.db.begin(Gate::Around).await.unwrap();
+            assert_eq!(checkpoint(&mut tx).await.unwrap(), None);
+
+            assert!(replace_checkpoint(&mut tx, 0, &of(3)).await.unwrap());
+            assert!(!replace_checkpoint(&mut tx, 0, &of(4)).await.unwrap());
+            assert!(!replace_checkpoint(&mut tx, 2, &of(4)).await.unwrap());
+            assert_eq!(checkpoint(&mut tx).await.unwrap(), Some(of(3)));
+
+            assert!(replace_checkpoint(&mut tx, 3, &of(5)).await.unwrap());
+            assert_eq!(checkpoint(&mut tx).await.unwrap(), Some(of(5)));
+        }
+    }
 }

@@ -11,7 +11,7 @@ use crate::access::{Action, Caller, ContributorName, TokenId};
 use crate::db::audit::{self, AuditFilter, AuditRow, NewAudit, Outcome};
 use crate::db::caches::CacheRow;
 use crate::db::log::LeafRow;
-use crate::db::{Gate, PageBounds, Tx, contributors, log};
+use crate::db::{Gate, PageBounds, Tx, contributors};
 use crate::time::Timestamp;
 
 /// An act of administration.
@@ -179,13 +179,7 @@ impl Service {
             }
             self.audit(tx, call, act.action, Outcome::Done, &act.subject, act.detail, now).await?;
         }
-        if leaves.is_empty() {
-            return Ok(());
-        }
-        let mut index = log::lock(tx).await?;
-        for leaf in &leaves {
-            index = log::append(tx, index, leaf).await?;
-        }
+        super::log::append(tx, &leaves).await?;
         Ok(())
     }
 }

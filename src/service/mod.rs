@@ -15,6 +15,7 @@ mod error;
 mod ingest;
 mod keys;
 mod leaves;
+mod log;
 pub mod measure;
 mod memory;
 mod orphans;
@@ -193,6 +194,7 @@ impl Service {
         if first.is_none() {
             service.open_at_start().await?;
         }
+        service.catch_up_log().await?;
         service.note_change().await;
         Ok((service, first))
     }

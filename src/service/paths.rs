@@ -13,7 +13,7 @@ use crate::db::auxiliary::{self, AuxiliaryKind};
 use crate::db::caches::CacheRow;
 use crate::db::evidence::{self, ConflictRow, EvidenceRow};
 use crate::db::paths::{self, PathFilter, PathRow, PathState, PathSummaryRow, SignatureRow};
-use crate::db::{Gate, PageBounds, Tx, contributors, epoch, log, measured, realisations, restarting};
+use crate::db::{Gate, PageBounds, Tx, contributors, epoch, measured, realisations, restarting};
 use crate::nix::store_path::{StorePath, StorePathHash};
 use crate::storage::CacheObject;
 use crate::time::Timestamp;
@@ -135,8 +135,7 @@ impl Service {
             let subject = path.claim.path.base_name().to_owned();
             self.audit(&mut tx, call, "path-delete", Outcome::Done, &subject, detail, now).await?;
             epoch::advance(&mut tx).await?;
-            let index = log::lock(&mut tx).await?;
-            log::append(&mut tx, index, &leaf).await?;
+            super::log::append(&mut tx, &[leaf]).await?;
             let objects = release.objects;
             tx.commit().await?;
             let path = path.claim.path;

@@ -10,7 +10,7 @@ use crate::access::{Action, CacheName};
 use crate::db::caches::CacheRow;
 use crate::db::paths::{self, PathState};
 use crate::db::realisations::{self, NewRealisation};
-use crate::db::{Gate, log, restarting, signing_keys};
+use crate::db::{Gate, restarting, signing_keys};
 use crate::nix::realisation::{Realisation, RealisationKey};
 use crate::nix::signature::Signature;
 use crate::storage::CacheObject;
@@ -87,10 +87,7 @@ impl Service {
             let mut release = Release::new(self, cache, now);
             release.object(&mut tx, CacheObject::Realisation(entry.key.clone())).await?;
             let objects = release.objects;
-            let mut index = log::lock(&mut tx).await?;
-            for leaf in &leaves {
-                index = log::append(&mut tx, index, leaf).await?;
-            }
+            super::log::append(&mut tx, &leaves).await?;
             tx.commit().await?;
             Ok::<_, Error>(objects)
         })

@@ -508,21 +508,20 @@ fn levels(claims: &[&Claim]) -> Vec<usize> {
     levels
 }
 
-/// Locks the log, and writes leaves and signatures.
+/// Writes leaves and signatures: the last lock.
 async fn append(tx: &mut Tx, leaves: &Leaves) -> Result<()> {
     if leaves.rows.is_empty() {
         return Ok(());
     }
-    let first = log::lock(tx).await?;
+    let indices = crate::service::log::append(tx, &leaves.rows).await?;
     if !leaves.signatures.is_empty() {
         let made = leaves.signatures.iter().map(|(claim_id, signature, at)| MadeSignature {
             claim_id: claim_id.clone(),
             signature: signature.clone(),
-            leaf: first + i64::try_from(*at).unwrap_or(i64::MAX),
+            leaf: indices.start + i64::try_from(*at).unwrap_or(i64::MAX),
         });
         paths::put_signatures(tx, &made.collect::<Vec<_>>()).await?;
     }
-    log::append_all(tx, first, &leaves.rows).await?;
     Ok(())
 }
 

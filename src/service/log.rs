@@ -1,0 +1,104 @@
+//! Appending to the signature log: leaves, size and frontier in one step, as the last lock of the transaction that
+//! they tell of.
+//!
+//! Never publishes.
+
+use std::ops::Range;
+
+use super::{Error, Result, Service};
+use crate::db::log::{self, LeafRow, LogState};
+use crate::db::{Gate, Tx, restarting};
+use crate::tlog::frontier::Frontier;
+use crate::tlog::hash::NodeHash;
+
+/// Leaves that are read at once. They are at most 16 KiB each, and mostly below 1 KiB.
+const LEAVES_AT_ONCE: i64 = 1000;
+
+/// Appends leaves, and answers with their indices. The last lock of any transaction: everything that appends waits
+/// here for whoever did and has not committed.
+pub(super) async fn append(tx: &mut Tx, leaves: &[LeafRow]) -> Result<Range<i64>> {
+    if leaves.is_empty() {
+        return Ok(0..0);
+    }
+    let (first, mut frontier) = lock(tx).await?;
+    log::append(tx, first, leaves).await?;
+    leaves.iter().for_each(|leaf| frontier.push(NodeHash::leaf(leaf.leaf.as_bytes())));
+    let size = size_of(&frontier)?;
+    advance(tx, size, &frontier).await?;
+    Ok(first..size)
+}
+
+impl Service {
+    /// Brings the frontier of a log that was written without one up to the log's size, in transactions that nobody
+    /// has to wait long for.
+    pub(super) async fn catch_up_log(&self) -> Result<()> {
+        loop {
+            let state = log::read(&mut *self.inner.db.read().await?).await?;
+            if state.frontier_size == state.size {
+                return Ok(());
+            }
+            restarting(|| async {
+                let mut tx = self.inner.db.begin(Gate::Around).await?;
+                let state = log::lock(&mut tx).await?;
+                let mut frontier = decoded(&state)?;
+                push_next(&mut tx, &mut frontier, state.size).await?;
+                advance(&mut tx, state.size, &frontier).await?;
+                tx.commit().await?;
+                Ok::<_, Error>(())
+            })
+            .await?;
+        }
+    }
+}
+
+/// Locks the log; gives its size, and its frontier caught up with it.
+async fn lock(tx: &mut Tx) -> Result<(i64, Frontier)> {
+    let state = log::lock(tx).await?;
+    let mut frontier = decoded(&state)?;
+    while size_of(&frontier)? < state.size {
+        push_next(tx, &mut frontier, state.size).await?;
+    }
+    Ok((state.size, frontier))
+}
+
+/// Pushes the leaves that come next, as many as are read at once.
+async fn push_next(tx: &mut Tx, frontier: &mut Frontier, size: i64) -> Result<()> {
+    let first = size_of(frontier)?;
+    let leaves = log::leaves(tx, first, LEAVES_AT_ONCE.min(size - first)).await?;
+    for ((index, leaf), expected) in leaves.iter().zip(first..) {
+        if *index != expected {
+            return Err(damaged(format!("leaf {expected} is missing")));
+        }
+        frontier.push(NodeHash::leaf(leaf.as_bytes()));
+    }
+    if leaves.is_empty() && first < size { Err(damaged(format!("leaf {first} is missing"))) } else { Ok(()) }
+}
+
+async fn advance(tx: &mut Tx, size: i64, frontier: &Frontier) -> Result<()> {
+    let state = LogState { size, frontier: frontier.encode(), frontier_size: size_of(frontier)? };
+    Ok(log::advance(tx, &state).await?)
+}
+
+/// The frontier as it is stored, which may be of fewer leaves than the log has.
+fn decoded(state: &LogState) -> Result<Frontier> {
+    let size = u64::try_from(state.frontier_size).ok().filter(|_| state.frontier_size <= state.size);
+    let size = size.ok_or_else(|| damaged("frontier is of more leaves than there are".to_owned()))?;
+    Frontier::decode(size, &state.frontier).map_err(|error| Error::Internal(error.into()))
+}
+
+/// A tree's size as columns have it.
+fn size_of(frontier: &Frontier) -> Result<i64> {
+    i64::try_from(frontier.size()).map_err(|error| Error::Internal(error.into()))
+}
+
+/// Rows that no version of narvault leaves behind.
+#[derive(Debug, thiserror::Error)]
+#[error("the signature log in the database is damaged: {0}")]
+struct Damaged(String);
+
+fn damaged(what: String) -> Error {
+    Error::Internal(Damaged(what).into())
+}
+
+#[cfg(test)]
+mod tests;
