@@ -10,6 +10,7 @@ mod document;
 mod examples;
 mod extract;
 mod keys;
+mod log;
 mod paging;
 mod paths;
 mod push;
@@ -40,6 +41,7 @@ pub(super) fn router() -> Router<App> {
     operations()
         .split_for_parts()
         .0
+        .merge(log::files())
         .route("/api/{*rest}", any(no_such_operation))
         .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn(finish))

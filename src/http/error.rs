@@ -70,7 +70,7 @@ impl Refusal {
     pub fn plain(self) -> Response {
         // Sealed is told to JSON callers as a passing state; Nix would only try again and again, and old
         // ones cannot send a body twice.
-        let status = if self.slug == SEALED { StatusCode::LOCKED } else { self.status };
+        let status = if [SEALED, STOPPED].contains(&self.slug) { StatusCode::LOCKED } else { self.status };
         let mut body = self.detail.clone();
         body.truncate(body.floor_char_boundary(PLAIN_BYTES_MAX));
         body.push('\n');
@@ -135,6 +135,7 @@ impl From<Error> for Refusal {
             Error::Forbidden => new(S::FORBIDDEN, "forbidden"),
             Error::NotFound(_) => new(S::NOT_FOUND, "not-found"),
             Error::Sealed => new(S::SERVICE_UNAVAILABLE, SEALED).retry_after(30),
+            Error::Stopped(_) => new(S::SERVICE_UNAVAILABLE, STOPPED).retry_after(60),
             Error::Conflict(conflict) => new(S::CONFLICT, conflict_slug(conflict)),
             Error::Rejected(Rejection::Frames(_)) => new(S::BAD_REQUEST, "bad-frames"),
             Error::Rejected(Rejection::Value { .. }) => new(S::UNPROCESSABLE_ENTITY, "invalid-value"),
@@ -176,6 +177,8 @@ fn conflict_slug(conflict: &Conflict) -> &'static str {
 }
 
 const SEALED: &str = "sealed";
+
+const STOPPED: &str = "signing-stopped";
 
 /// Nix drops a body of 1024 bytes and more.
 const PLAIN_BYTES_MAX: usize = 1000;

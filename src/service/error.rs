@@ -10,6 +10,7 @@ use crate::nix::listing::ListingError;
 use crate::nix::narinfo::NarInfoError;
 use crate::nix::realisation::ParseRealisationError;
 use crate::nix::store_path::{StorePath, StorePathHash};
+use crate::service::SigningStopped;
 use crate::service::measure::MeasureError;
 use crate::storage::StorageError;
 use crate::vault::VaultError;
@@ -28,6 +29,9 @@ pub enum Error {
     /// The vault is sealed: what needs a secret has to wait for `narvault vault unseal`.
     #[error("narvault is sealed: reads and revocations go on, uploads wait until an operator unseals it")]
     Sealed,
+    /// The vault is open, but what would be signed could not be proved.
+    #[error("narvault signs nothing now: {0}")]
+    Stopped(#[from] SigningStopped),
     #[error(transparent)]
     Conflict(#[from] Conflict),
     /// The content, or the request's values, are refused.

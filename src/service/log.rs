@@ -1,7 +1,7 @@
 //! Appending to the signature log: leaves, size and frontier in one step, as the last lock of the transaction that
 //! they tell of.
 //!
-//! Never publishes.
+//! Never publishes: that is `log_publisher`, afterwards and as often as it takes.
 
 use std::ops::Range;
 
@@ -12,7 +12,7 @@ use crate::tlog::frontier::Frontier;
 use crate::tlog::hash::NodeHash;
 
 /// Leaves that are read at once. They are at most 16 KiB each, and mostly below 1 KiB.
-const LEAVES_AT_ONCE: i64 = 1000;
+pub(super) const LEAVES_AT_ONCE: i64 = 1000;
 
 /// Appends leaves, and answers with their indices. The last lock of any transaction: everything that appends waits
 /// here for whoever did and has not committed.
@@ -80,7 +80,7 @@ async fn advance(tx: &mut Tx, size: i64, frontier: &Frontier) -> Result<()> {
 }
 
 /// The frontier as it is stored, which may be of fewer leaves than the log has.
-fn decoded(state: &LogState) -> Result<Frontier> {
+pub(super) fn decoded(state: &LogState) -> Result<Frontier> {
     let size = u64::try_from(state.frontier_size).ok().filter(|_| state.frontier_size <= state.size);
     let size = size.ok_or_else(|| damaged("frontier is of more leaves than there are".to_owned()))?;
     Frontier::decode(size, &state.frontier).map_err(|error| Error::Internal(error.into()))
@@ -96,7 +96,7 @@ fn size_of(frontier: &Frontier) -> Result<i64> {
 #[error("the signature log in the database is damaged: {0}")]
 struct Damaged(String);
 
-fn damaged(what: String) -> Error {
+pub(super) fn damaged(what: String) -> Error {
     Error::Internal(Damaged(what).into())
 }
 

@@ -16,6 +16,7 @@ mod ingest;
 mod keys;
 mod leaves;
 mod log;
+mod log_publisher;
 pub mod measure;
 mod memory;
 mod orphans;
@@ -53,6 +54,7 @@ pub use call::{Call, Origin};
 pub use contributors::{ContributorChange, ContributorDetails};
 pub use error::{Conflict, Error, Rejection};
 pub use keys::KeySource;
+pub use log_publisher::{Fork, SigningStopped};
 pub use memory::RenderedNarInfo;
 pub use orphans::{ORPHANS_NAMED_MAX, Orphan, OrphanKind, Orphans};
 pub use paths::{DeletedPath, PathDetails, PathQuery};
@@ -77,6 +79,7 @@ pub use crate::db::signing_keys::KeyRow;
 pub use crate::db::tokens::TokenRow;
 pub use crate::db::uploads::PartRow;
 pub use crate::storage::CacheObject;
+pub use crate::tlog::tile::Tile as LogTile;
 
 use crate::access::{Action, CacheName, TokenCaller};
 use crate::db::outbox::LeaseTerms;
@@ -87,6 +90,7 @@ use crate::upstream::Upstreams;
 use crate::vault::{Keyring, random};
 use admission::Admission;
 use auth::LiveTokens;
+use log_publisher::LogHealth;
 use measure::MeasureLimits;
 use memory::Memory;
 use rate::RateLimiter;
@@ -116,6 +120,7 @@ struct Inner {
     memory: Memory,
     tokens: LiveTokens,
     door: Door,
+    log_health: LogHealth,
     /// Tries of claims, passphrases and reports, by address.
     secret_tries: RateLimiter,
     /// Denials written down, by address.
@@ -177,6 +182,7 @@ impl Service {
             memory: Memory::new(limits.narinfo_memory_bytes),
             tokens: LiveTokens::new(token_keys),
             door: Door::new(vault),
+            log_health: LogHealth::default(),
             secret_tries: RateLimiter::per_minute(rate_per_minute),
             denials: RateLimiter::per_minute(DENIALS_PER_MINUTE),
             keyring: Keyring::sealed(),
@@ -199,7 +205,8 @@ impl Service {
         Ok((service, first))
     }
 
-    /// Begins the work in the background: release, sweeping, the epoch, last uses.
+    /// Begins the work in the background: release, sweeping, the epoch, last uses,
+    /// the published log.
     pub fn start_background(&self) {
         self.spawn(self.clone().epoch_poller());
         self.spawn(self.clone().seal_poller());
@@ -207,6 +214,7 @@ impl Service {
         self.spawn(self.clone().release_worker(self.inner.stop.clone()));
         self.spawn(self.clone().sweeper(self.inner.stop.clone()));
         self.spawn(self.clone().token_uses_worker());
+        self.spawn(self.clone().log_publisher(self.inner.stop.clone()));
     }
 
     /// Ends background work; uploads under way are the HTTP layer's to wait for.

@@ -8,6 +8,7 @@ impl Service {
     /// Signs the fingerprint of a verified claim or of a realisation with the key of a cache. Whoever calls
     /// this appends the leaf in the same transaction.
     pub(super) fn sign_fingerprint(&self, key: &KeyRow, fingerprint: &[u8]) -> Result<Signature> {
+        self.inner.log_health.check(self.inner.clock.now())?;
         let bytes = self.inner.keyring.sign_claim(&key.key, fingerprint)?;
         Ok(Signature { name: key.public_key.name().clone(), bytes })
     }

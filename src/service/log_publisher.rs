@@ -1,0 +1,402 @@
+//! Publishing the signature log: tiles, entry bundles and a signed checkpoint in storage, each second when there is
+//! something new, by whichever replica comes first.
+//!
+//! Tiles are the same bytes whoever writes them, so replicas need no leader. Whatever contradicts what was published
+//! before is a fork: nothing is signed any more on this replica. Never relies on conditional writes.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+
+use super::log::LEAVES_AT_ONCE;
+use super::{Error, Result, Service};
+use crate::db::log::{self, CheckpointRow};
+use crate::db::signing_keys::{self, KeyRow, KeyState};
+use crate::db::{DbError, Gate};
+use crate::storage::{ObjectKey, StorageError};
+use crate::time::Timestamp;
+use crate::tlog::bundle;
+use crate::tlog::checkpoint::Checkpoint;
+use crate::tlog::edge::Edge;
+use crate::tlog::hash::NodeHash;
+use crate::tlog::note::{NOTE_SIZE_BYTES_MAX, Note};
+use crate::tlog::tile::{TILE_WIDTH, Tile, TileKind};
+use crate::tlog::tile_hashes::TileHashes;
+use crate::tlog::verifier_key::{Algorithm, VerifierKey};
+use crate::vault::Purpose;
+
+/// Largest tile or bundle, in bytes: 256 leaves of 16 KiB, each after two bytes.
+pub(super) const TILE_SIZE_BYTES_MAX: usize = 256 * (2 + 16 * 1024);
+
+/// Nothing is signed while the published log is more leaves behind than this: what is signed meanwhile nobody can
+/// check.
+const BEHIND_LEAVES_MAX: u64 = 10_000;
+
+/// Nor while a leaf waits longer than this.
+const BEHIND_SECONDS_MAX: i64 = 15 * 60;
+
+/// How long the publisher rests; a new signature is provable about so much later.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Why nothing is signed although the vault is open.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SigningStopped {
+    #[error("the signature log contradicts what was published of it; an operator has to look ({0})")]
+    Forked(Fork),
+    #[error("the published signature log is {leaves} leaves and {seconds} seconds behind")]
+    Behind { leaves: u64, seconds: i64 },
+}
+
+/// What two statements of one log contradict each other in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fork {
+    #[error("storage has other bytes at `{tile}`")]
+    Tile { tile: Tile },
+    #[error("the leaves do not make the root that was signed for the first {size} of them")]
+    Root { size: u64 },
+    #[error("the checkpoint in {place} is not one that this log's key signed")]
+    Checkpoint { place: &'static str },
+    #[error("a checkpoint in {place} has {published} leaves, the database has {leaves}: it is older")]
+    Older { place: &'static str, published: u64, leaves: u64 },
+}
+
+/// What signing asks about the log, and the publisher tells.
+#[derive(Default)]
+pub(super) struct LogHealth(Mutex<Health>);
+
+#[derive(Default)]
+struct Health {
+    forked: Option<Fork>,
+    behind_leaves: u64,
+    /// A size that is not published yet, and since when it is known.
+    waiting: Option<(u64, Timestamp)>,
+}
+
+impl LogHealth {
+    /// Whether new signatures may be made.
+    pub fn check(&self, now: Timestamp) -> std::result::Result<(), SigningStopped> {
+        let health = self.lock();
+        if let Some(fork) = &health.forked {
+            return Err(SigningStopped::Forked(fork.clone()));
+        }
+        let seconds = health.waiting.map_or(0, |(_, since)| now.unix_seconds() - since.unix_seconds());
+        if health.behind_leaves > BEHIND_LEAVES_MAX || seconds > BEHIND_SECONDS_MAX {
+            return Err(SigningStopped::Behind { leaves: health.behind_leaves, seconds });
+        }
+        Ok(())
+    }
+
+    fn seen(&self, size: u64, published: u64, now: Timestamp) {
+        let mut health = self.lock();
+        health.behind_leaves = size.saturating_sub(published);
+        if health.waiting.is_some_and(|(waiting, _)| waiting <= published) {
+            health.waiting = None;
+        }
+        if size > published && health.waiting.is_none() {
+            health.waiting = Some((size, now));
+        }
+        metrics::gauge!("narvault_log_behind_leaves").set(health.behind_leaves as f64);
+    }
+
+    fn alarm(&self, fork: Fork) {
+        tracing::error!(%fork, "FORK ALARM: nothing is signed by this replica any more");
+        metrics::gauge!("narvault_log_forked").set(1.0);
+        self.lock().forked = Some(fork);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Health> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why a round of publishing did not end.
+#[derive(Debug, thiserror::Error)]
+enum PublishError {
+    #[error(transparent)]
+    Fork(#[from] Fork),
+    #[error(transparent)]
+    Service(#[from] Error),
+}
+
+impl From<DbError> for PublishError {
+    fn from(error: DbError) -> Self {
+        Self::Service(error.into())
+    }
+}
+
+impl From<StorageError> for PublishError {
+    fn from(error: StorageError) -> Self {
+        Self::Service(error.into())
+    }
+}
+
+type Publish<T> = std::result::Result<T, PublishError>;
+
+/// What one replica's publisher knows from one round to the next.
+#[derive(Default)]
+struct Published {
+    /// The right edge of the tree under the checkpoint that was seen last.
+    edge: Option<Edge>,
+    /// The size of the checkpoint that storage has for sure.
+    stored: Option<u64>,
+}
+
+impl Service {
+    /// Publishes until `stop`, or until a fork.
+    pub(super) async fn log_publisher(self, stop: CancellationToken) {
+        let mut published = Published::default();
+        loop {
+            match self.publish_round(&mut published).await {
+                Ok(()) => {}
+                Err(PublishError::Fork(fork)) => return self.inner.log_health.alarm(fork),
+                Err(PublishError::Service(error)) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(error, "the signature log was not published; trying again");
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(PAUSE) => {}
+            }
+        }
+    }
+
+    /// The log's key as verifiers name it.
+    pub async fn log_verifier_key(&self) -> Result<VerifierKey> {
+        Ok(self.log_key().await?.1)
+    }
+
+    /// The newest checkpoint, as it was signed; `None` before the first.
+    pub async fn log_checkpoint(&self) -> Result<Option<CheckpointRow>> {
+        Ok(log::checkpoint(&mut *self.inner.db.read().await?).await?)
+    }
+
+    /// A tile as it was published; `None` where there is none.
+    pub async fn log_tile(&self, tile: Tile) -> Result<Option<Bytes>> {
+        Ok(self.inner.storage.read(&tile_key(tile)?, TILE_SIZE_BYTES_MAX).await?)
+    }
+
+    async fn log_key(&self) -> Result<(KeyRow, VerifierKey)> {
+        let rows = signing_keys::by_purpose(&mut *self.inner.db.read().await?, Purpose::Log).await?;
+        let row = rows.into_iter().find(|row| row.state == KeyState::Active);
+        let row = row.ok_or(Error::NotFound("log key"))?;
+        let name = row.public_key.name().as_str().parse().map_err(internal)?;
+        let key = VerifierKey::new(name, Algorithm::Ed25519, row.public_key.bytes()).map_err(internal)?;
+        Ok((row, key))
+    }
+
+    /// One round: what was published last, what is new, and the checkpoint in storage.
+    async fn publish_round(&self, published: &mut Published) -> Publish<()> {
+        let (state, row) = {
+            let mut connection = self.inner.db.read().await?;
+            // The checkpoint first: one that is read after the size could be of more leaves than that.
+            let row = log::checkpoint(&mut connection).await?;
+            (log::read(&mut connection).await?, row)
+        };
+        let size = u64::try_from(state.size).map_err(internal)?;
+        let (key_row, key) = self.log_key().await?;
+        let standing = row.as_ref().map(|row| opened(&row.note, &key)).transpose()?;
+        let standing_size = standing.as_ref().map_or(0, |standing| standing.size);
+        self.inner.log_health.seen(size, standing_size, self.inner.clock.now());
+        if standing_size > size {
+            return Err(Fork::Older { place: "the database", published: standing_size, leaves: size }.into());
+        }
+        if published.stored == Some(standing_size) && standing_size == size {
+            return Ok(());
+        }
+        if published.stored != Some(standing_size) {
+            self.store_checkpoint(published, row.map(|row| row.note), &key).await?;
+        }
+        let edge = self.edge_at(published.edge.take(), standing.as_ref()).await?;
+        published.edge = Some(edge.clone());
+        if standing_size == size || !self.inner.keyring.is_open() {
+            return Ok(());
+        }
+
+        let mut next = edge;
+        self.extend(&mut next, size, true).await?;
+        let checkpoint =
+            Checkpoint { origin: key.name().to_string(), size, root: next.root(), extensions: Vec::new() };
+        let text = checkpoint.encode().map_err(internal)?;
+        let signed = Note::sign(text, &key, |text| self.inner.keyring.sign_note(&key_row.key, text))
+            .map_err(internal)?;
+        let new =
+            CheckpointRow { size: state.size, note: signed.encode(), signed_at: self.inner.clock.now() };
+        let mut tx = self.inner.db.begin(Gate::Around).await?;
+        let old_size = i64::try_from(standing_size).map_err(internal)?;
+        if !log::replace_checkpoint(&mut tx, old_size, &new).await? {
+            // Another replica was quicker; the next round looks at what it signed.
+            return Ok(());
+        }
+        tx.commit().await?;
+        published.edge = Some(next);
+        self.inner.log_health.seen(size, size, new.signed_at);
+        self.store_checkpoint(published, Some(new.note), &key).await
+    }
+
+    /// Brings the checkpoint in storage up to the one in the row, and refuses one that is newer or another.
+    async fn store_checkpoint(
+        &self,
+        published: &mut Published,
+        mut note: Option<String>,
+        key: &VerifierKey,
+    ) -> Publish<()> {
+        loop {
+            let object = ObjectKey::Log("checkpoint".parse().map_err(internal)?);
+            let there = self.inner.storage.read(&object, NOTE_SIZE_BYTES_MAX).await?;
+            let stored = there.as_deref().map(|bytes| open_in_storage(bytes, key)).transpose()?;
+            let standing = note.as_deref().map(|note| opened(note, key)).transpose()?;
+            let size = standing.as_ref().map_or(0, |standing| standing.size);
+            // Signed by another replica since the row was read, or by a database that was lost since.
+            if let Some(stored) = &stored
+                && stored.size > size
+            {
+                let newer = self.log_checkpoint().await?;
+                let leaves = newer.as_ref().map_or(0, |row| u64::try_from(row.size).unwrap_or(0));
+                if leaves < stored.size {
+                    let fork = Fork::Older { place: "storage", published: stored.size, leaves };
+                    return Err(fork.into());
+                }
+                note = newer.map(|row| row.note);
+                continue;
+            }
+            let (Some(standing), Some(text)) = (standing, &note) else { return Ok(()) };
+            if let Some(stored) = &stored
+                && stored.size == size
+                && stored.root != standing.root
+            {
+                return Err(Fork::Root { size }.into());
+            }
+            if there.as_deref() != Some(text.as_bytes()) {
+                self.inner.storage.put(&object, Bytes::from(text.clone())).await?;
+            }
+            published.stored = Some(size);
+            // Two replicas may write in the wrong order: whoever wrote looks once more.
+            let newer = self.log_checkpoint().await?;
+            match newer {
+                Some(newer) if newer.note != *text => note = Some(newer.note),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// The right edge of the tree under `standing`: the one of the last round moved on, or read from the tiles that
+    /// were published with it, or all made anew.
+    async fn edge_at(&self, known: Option<Edge>, standing: Option<&Checkpoint>) -> Publish<Edge> {
+        let Some(standing) = standing else { return Ok(Edge::new()) };
+        let size = standing.size;
+        if let Some(mut edge) = known.filter(|edge| edge.size() <= size) {
+            self.extend(&mut edge, size, false).await?;
+            return if edge.root() == standing.root { Ok(edge) } else { Err(Fork::Root { size }.into()) };
+        }
+        if let Some(edge) = self.stored_edge(size).await?
+            && edge.root() == standing.root
+        {
+            return Ok(edge);
+        }
+        tracing::warn!(size, "the published signature log is not whole; writing it anew from the database");
+        let mut edge = Edge::new();
+        self.extend(&mut edge, size, true).await?;
+        if edge.root() == standing.root { Ok(edge) } else { Err(Fork::Root { size }.into()) }
+    }
+
+    /// The edge as storage has it; `None` where a tile is missing or not one.
+    async fn stored_edge(&self, size: u64) -> Result<Option<Edge>> {
+        let mut tiles = Vec::new();
+        for tile in Tile::edge(size) {
+            let Some(bytes) = self.log_tile(tile).await? else { return Ok(None) };
+            let Ok(hashes) = TileHashes::decode(tile, &bytes) else { return Ok(None) };
+            tiles.push(hashes);
+        }
+        let mut tiles = tiles.into_iter();
+        Ok(Edge::read(size, |_| tiles.next().ok_or(())).ok())
+    }
+
+    /// Appends the leaves up to `size` to an edge, and publishes what becomes of it if `write`.
+    async fn extend(&self, edge: &mut Edge, size: u64, write: bool) -> Publish<()> {
+        let width = u64::from(TILE_WIDTH);
+        // The bundle that the first new leaf belongs to is written whole.
+        let mut index = edge.size() - edge.size() % width;
+        let mut texts: Vec<String> = Vec::new();
+        while index < size {
+            for text in self.leaves_from(index, size).await? {
+                if index >= edge.size() {
+                    let full = edge.push(NodeHash::leaf(text.as_bytes()));
+                    for hashes in full.iter().filter(|_| write) {
+                        self.publish_tile(hashes.tile(), hashes.encode()).await?;
+                    }
+                }
+                texts.push(text);
+                index += 1;
+                if index % width == 0 {
+                    self.publish_bundle(index - width, index, &texts, write).await?;
+                    texts.clear();
+                }
+            }
+        }
+        self.publish_bundle(index - texts.len() as u64, index, &texts, write).await?;
+        for hashes in edge.partial_tiles().iter().filter(|_| write) {
+            self.publish_tile(hashes.tile(), hashes.encode()).await?;
+        }
+        Ok(())
+    }
+
+    async fn publish_bundle(&self, first: u64, end: u64, texts: &[String], write: bool) -> Publish<()> {
+        let index = first / u64::from(TILE_WIDTH);
+        match Tile::in_tree(TileKind::Entries, index, end) {
+            Some(tile) if write && !texts.is_empty() => {
+                self.publish_tile(tile, bundle::encode(texts).map_err(internal)?).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes a tile, unless it is there; other bytes in its place are a fork.
+    async fn publish_tile(&self, tile: Tile, bytes: Vec<u8>) -> Publish<()> {
+        let key = tile_key(tile)?;
+        match self.inner.storage.read(&key, TILE_SIZE_BYTES_MAX).await? {
+            Some(there) if there == bytes => Ok(()),
+            Some(_) => Err(Fork::Tile { tile }.into()),
+            None => Ok(self.inner.storage.put(&key, bytes.into()).await?),
+        }
+    }
+
+    /// The next leaves from `first` on, below `end`; at least one.
+    async fn leaves_from(&self, first: u64, end: u64) -> Result<Vec<String>> {
+        let limit = (end - first).min(LEAVES_AT_ONCE.unsigned_abs());
+        let (start, limit) =
+            (i64::try_from(first).map_err(internal)?, i64::try_from(limit).map_err(internal)?);
+        let leaves = log::leaves(&mut *self.inner.db.read().await?, start, limit).await?;
+        let gapless = leaves.iter().zip(start..).all(|((index, _), expected)| *index == expected);
+        if leaves.is_empty() || !gapless {
+            return Err(super::log::damaged(format!("leaf {first} or one after it is missing")));
+        }
+        Ok(leaves.into_iter().map(|(_, leaf)| leaf).collect())
+    }
+}
+
+/// The checkpoint that a row holds.
+fn opened(note: &str, key: &VerifierKey) -> std::result::Result<Checkpoint, Fork> {
+    let opened = Checkpoint::open(note.as_bytes(), key);
+    opened.map(|(checkpoint, _)| checkpoint).map_err(|_| Fork::Checkpoint { place: "the database" })
+}
+
+/// The checkpoint that storage holds.
+fn open_in_storage(bytes: &[u8], key: &VerifierKey) -> std::result::Result<Checkpoint, Fork> {
+    let opened = Checkpoint::open(bytes, key);
+    opened.map(|(checkpoint, _)| checkpoint).map_err(|_| Fork::Checkpoint { place: "storage" })
+}
+
+/// Where a tile lies.
+fn tile_key(tile: Tile) -> Result<ObjectKey> {
+    Ok(ObjectKey::Log(tile.to_string().parse().map_err(internal)?))
+}
+
+fn internal(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::Internal(error.into())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,252 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::db::log::LogState;
+use crate::db::testing::{NOON, TestDb, on_each_database};
+use crate::service::testing::{self, TestService};
+use crate::time::Clock;
+use crate::tlog::tile_reader::TileReader;
+
+fn object(name: &str) -> ObjectKey {
+    ObjectKey::Log(name.parse().unwrap())
+}
+
+async fn stored(service: &Service, name: &str) -> Option<Bytes> {
+    service.inner.storage.read(&object(name), TILE_SIZE_BYTES_MAX).await.unwrap()
+}
+
+async fn put(service: &Service, name: &str, bytes: &[u8]) {
+    service.inner.storage.put(&object(name), Bytes::copy_from_slice(bytes)).await.unwrap();
+}
+
+async fn remove(service: &Service, name: &str) {
+    service.inner.storage.delete(&object(name), Duration::from_secs(5)).await.unwrap();
+}
+
+/// Appends `count` leaves as some future act would.
+async fn append(service: &Service, count: usize) {
+    let mut tx = service.inner.db.begin(Gate::Shared).await.unwrap();
+    let row = |number| log::LeafRow {
+        event: "later".to_owned(),
+        leaf: format!("leaf {number}\n"),
+        path_id: None,
+        openings: Vec::new(),
+        long_references: None,
+    };
+    service.append(&mut tx, &(0..count).map(row).collect::<Vec<_>>()).await.unwrap();
+    tx.commit().await.unwrap();
+}
+
+async fn publish(service: &Service, published: &mut Published) -> Checkpoint {
+    service.publish_round(published).await.unwrap();
+    let bytes = stored(service, "checkpoint").await.unwrap();
+    Checkpoint::open(&bytes, &service.log_verifier_key().await.unwrap()).unwrap().0
+}
+
+async fn fork(service: &Service, published: &mut Published) -> Fork {
+    match service.publish_round(published).await {
+        Err(PublishError::Fork(fork)) => fork,
+        other => panic!("no fork: {other:?}"),
+    }
+}
+
+/// Reads the whole log out of storage, as a stranger who knows its key; gives the entries.
+async fn read_all(service: &Service, checkpoint: &Checkpoint) -> Vec<String> {
+    let mut tiles = BTreeMap::new();
+    for tile in Tile::added(0, checkpoint.size) {
+        tiles.insert(tile, stored(service, &tile.to_string()).await);
+    }
+    let fetch = |tile: Tile| {
+        let there = tiles[&tile].as_ref().map(|bytes| bytes.to_vec());
+        there.ok_or(std::io::Error::from(std::io::ErrorKind::NotFound))
+    };
+    let mut reader = TileReader::open(checkpoint.size, checkpoint.root, fetch).unwrap();
+    let bundles = checkpoint.size.div_ceil(256);
+    let entries = (0..bundles).flat_map(|index| reader.entries(index).unwrap());
+    entries.map(|entry| String::from_utf8(entry).unwrap()).collect()
+}
+
+async fn leaves(service: &Service) -> Vec<String> {
+    let rows = log::leaves(&mut service.inner.db.read().await.unwrap(), 0, 100_000).await.unwrap();
+    rows.into_iter().map(|(_, leaf)| leaf).collect()
+}
+
+on_each_database! {
+    async fn what_is_published_is_the_whole_log_and_nothing_else(test: &TestDb) {
+        let server = TestService::start(test).await;
+        let mut published = Published::default();
+
+        for count in [0, 1, 300, 700, 0] {
+            append(&server.service, count).await;
+            let checkpoint = publish(&server.service, &mut published).await;
+
+            let row = server.service.log_checkpoint().await.unwrap().unwrap();
+            assert_eq!(stored(&server.service, "checkpoint").await.unwrap(), row.note.as_bytes());
+            assert_eq!(checkpoint.origin, format!("narvault-log-{}", server.service.cluster_id()));
+            assert_eq!(read_all(&server.service, &checkpoint).await, leaves(&server.service).await);
+        }
+
+    }
+
+    async fn two_replicas_publish_one_log(test: &TestDb) {
+        let server = TestService::start(test).await;
+        let replica = testing::open(test, &Clock::fixed(NOON), testing::vault(test)).await.0;
+        let (mut here, mut there) = (Published::default(), Published::default());
+
+        for count in [3, 400, 1] {
+            append(&server.service, count).await;
+            let (one, two) =
+                tokio::join!(server.service.publish_round(&mut here), replica.publish_round(&mut there));
+            assert!(one.is_ok() && two.is_ok(), "{one:?} {two:?}");
+            append(&replica, 5).await;
+            publish(&replica, &mut there).await;
+        }
+
+        let checkpoint = publish(&server.service, &mut here).await;
+        assert_eq!(read_all(&server.service, &checkpoint).await, leaves(&replica).await);
+    }
+
+    async fn a_publisher_that_dies_anywhere_is_taken_up_by_the_next(test: &TestDb) {
+        let server = TestService::start(test).await;
+        let service = &server.service;
+        publish(service, &mut Published::default()).await;
+        append(service, 300).await;
+        let (old, size) = (stored(service, "checkpoint").await.unwrap(), leaves(service).await.len() as u64);
+
+        // After some tiles: those that a lost round left behind are the same ones.
+        let mut edge = Edge::new();
+        service.extend(&mut edge, size, true).await.unwrap();
+        remove(service, "tile/0/000").await;
+        publish(service, &mut Published::default()).await;
+        // After the row, before the object.
+        put(service, "checkpoint", &old).await;
+        let checkpoint = publish(service, &mut Published::default()).await;
+
+        assert_eq!(checkpoint.size, size);
+        assert_eq!(read_all(service, &checkpoint).await, leaves(service).await);
+    }
+
+    async fn lost_tiles_are_written_anew(test: &TestDb) {
+        let server = TestService::start(test).await;
+        append(&server.service, 600).await;
+        let checkpoint = publish(&server.service, &mut Published::default()).await;
+        for tile in Tile::added(0, checkpoint.size) {
+            remove(&server.service, &tile.to_string()).await;
+        }
+        remove(&server.service, "checkpoint").await;
+
+        assert_eq!(publish(&server.service, &mut Published::default()).await, checkpoint);
+
+        assert_eq!(read_all(&server.service, &checkpoint).await, leaves(&server.service).await);
+    }
+
+    async fn a_sealed_server_publishes_once_it_is_open(test: &TestDb) {
+        let server = TestService::start(test).await;
+        let mut published = Published::default();
+        let before = publish(&server.service, &mut published).await;
+        server.service.seal(&server.admin().await).await.unwrap();
+
+        append(&server.service, 3).await;
+        assert_eq!(publish(&server.service, &mut published).await, before);
+
+        server.service.unseal(&server.admin().await, crate::service::Unseal::Configured).await.unwrap();
+        let after = publish(&server.service, &mut published).await;
+        assert_eq!(after.size, leaves(&server.service).await.len() as u64);
+        assert!(after.size > before.size);
+    }
+
+    async fn other_bytes_at_a_tile_are_a_fork(test: &TestDb) {
+        let server = TestService::start(test).await;
+        append(&server.service, 200).await;
+        publish(&server.service, &mut Published::default()).await;
+        append(&server.service, 100).await;
+        put(&server.service, "tile/0/000", &[7; 8192]).await;
+
+        let fork = fork(&server.service, &mut Published::default()).await;
+
+        assert_eq!(fork, Fork::Tile { tile: "tile/0/000".parse().unwrap() });
+    }
+
+    async fn a_leaf_that_was_altered_is_a_fork(test: &TestDb) {
+        let server = TestService::start(test).await;
+        let size = publish(&server.service, &mut Published::default()).await.size;
+        let edge = Tile::edge(size)[0].to_string();
+        let mut tx = test.db.begin(Gate::Around).await.unwrap();
+        log::alter_leaf(&mut tx, 2, "another\n").await.unwrap();
+        tx.commit().await.unwrap();
+        remove(&server.service, &edge).await;
+
+        let found = fork(&server.service, &mut Published::default()).await;
+
+        let tile = Tile::in_tree(TileKind::Entries, 0, size).unwrap();
+        assert!(found == Fork::Root { size } || found == Fork::Tile { tile }, "{found}");
+    }
+
+    async fn a_database_older_than_storage_is_a_fork(test: &TestDb) {
+        let server = TestService::start(test).await;
+        let first = publish(&server.service, &mut Published::default()).await;
+        let (state, row) = {
+            let mut connection = test.db.read().await.unwrap();
+            (log::read(&mut connection).await.unwrap(), log::checkpoint(&mut connection).await.unwrap())
+        };
+        append(&server.service, 5).await;
+        let second = publish(&server.service, &mut Published::default()).await;
+
+        let mut tx = test.db.begin(Gate::Around).await.unwrap();
+        let size = i64::try_from(second.size).unwrap();
+        assert!(log::replace_checkpoint(&mut tx, size, &row.unwrap()).await.unwrap());
+        log::advance(&mut tx, &state).await.unwrap();
+        tx.commit().await.unwrap();
+
+        let older = Fork::Older { place: "storage", published: second.size, leaves: first.size };
+        assert_eq!(fork(&server.service, &mut Published::default()).await, older);
+    }
+
+    async fn a_checkpoint_of_more_leaves_than_there_are_is_a_fork(test: &TestDb) {
+        let server = TestService::start(test).await;
+        let checkpoint = publish(&server.service, &mut Published::default()).await;
+        let mut tx = test.db.begin(Gate::Around).await.unwrap();
+        log::advance(&mut tx, &LogState { size: 2, frontier: vec![0; 32], frontier_size: 2 }).await.unwrap();
+        tx.commit().await.unwrap();
+
+        let older = Fork::Older { place: "the database", published: checkpoint.size, leaves: 2 };
+        assert_eq!(fork(&server.service, &mut Published::default()).await, older);
+    }
+
+    async fn a_checkpoint_that_the_log_did_not_sign_is_a_fork(test: &TestDb) {
+        let server = TestService::start(test).await;
+        put(&server.service, "checkpoint", b"somebody else's\n").await;
+
+        let found = fork(&server.service, &mut Published::default()).await;
+
+        assert_eq!(found, Fork::Checkpoint { place: "storage" });
+    }
+}
+
+#[test]
+fn nothing_is_signed_after_a_fork_or_far_behind() {
+    let at = |seconds: i64| Timestamp(NOON.0 + seconds * 1000);
+    let health = LogHealth::default();
+    assert_eq!(health.check(NOON), Ok(()));
+
+    health.seen(BEHIND_LEAVES_MAX + 5, 5, NOON);
+    assert_eq!(health.check(NOON), Ok(()));
+    health.seen(BEHIND_LEAVES_MAX + 6, 5, at(1));
+    let leaves = BEHIND_LEAVES_MAX + 1;
+    assert_eq!(health.check(at(1)), Err(SigningStopped::Behind { leaves, seconds: 1 }));
+
+    // A log that moves on is never long behind, though it never stands still.
+    for round in 0..2_000 {
+        health.seen(20_000 + round, 19_999 + round, at(2 + round as i64));
+        assert_eq!(health.check(at(2 + round as i64)), Ok(()));
+    }
+    let last = 2_001;
+    assert_eq!(health.check(at(last + BEHIND_SECONDS_MAX)), Ok(()));
+    let behind = SigningStopped::Behind { leaves: 1, seconds: BEHIND_SECONDS_MAX + 1 };
+    assert_eq!(health.check(at(last + BEHIND_SECONDS_MAX + 1)), Err(behind));
+    health.seen(30_000, 30_000, at(5_000));
+    assert_eq!(health.check(at(9_000)), Ok(()));
+
+    health.alarm(Fork::Root { size: 3 });
+    assert_eq!(health.check(at(9_000)), Err(SigningStopped::Forked(Fork::Root { size: 3 })));
+}
