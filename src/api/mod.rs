@@ -375,6 +375,15 @@ pub struct MissingAnswer {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
+pub struct PathProofQuery {
+    /// The signature of the key of this name; without it, the one that was made last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct PathQuery {
     /// Only paths that this contributor (by name) gave evidence for.
     #[serde(skip_serializing_if = "Option::is_none")]

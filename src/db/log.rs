@@ -4,7 +4,7 @@ use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 
 use super::dialect::{Dialect, with_json_rows};
-use super::{Connection, Result, one_row};
+use super::{Connection, Result, corrupt, one_row};
 use crate::nix::hash::Sha256Digest;
 use crate::time::Timestamp;
 
@@ -167,6 +167,34 @@ pub async fn leaves(connection: &mut Connection, first: i64, limit: i64) -> Resu
         .fetch_all(connection)
         .await?;
     Ok(rows)
+}
+
+/// Salt and text of what a salted hash of a leaf stands for (`detail` or `private`); `None` where there is none or
+/// it was erased.
+pub async fn opening(
+    connection: &mut Connection,
+    index: i64,
+    part: &str,
+) -> Result<Option<([u8; 16], String)>> {
+    let row: Option<(Vec<u8>, String)> =
+        sqlx::query_as("SELECT salt, text FROM log_openings WHERE idx = $1 AND part = $2")
+            .bind(index)
+            .bind(part)
+            .fetch_optional(connection)
+            .await?;
+    let Some((salt, text)) = row else { return Ok(None) };
+    let salt = salt.try_into().map_err(|_| corrupt("log_openings", "salt", &index.to_string()))?;
+    Ok(Some((salt, text)))
+}
+
+/// The list of references that a leaf has the digest of.
+pub async fn references(connection: &mut Connection, digest: &[u8; 32]) -> Result<Option<String>> {
+    let digest = Sha256Digest(*digest).hex();
+    let row: Option<(String,)> = sqlx::query_as("SELECT refs FROM log_references WHERE digest = $1")
+        .bind(digest)
+        .fetch_optional(connection)
+        .await?;
+    Ok(row.map(|(refs,)| refs))
 }
 
 /// What somebody with access to the database could do.

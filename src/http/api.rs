@@ -71,6 +71,7 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(uploads::complete))
         .routes(routes!(paths::list))
         .routes(routes!(paths::show, paths::delete))
+        .routes(routes!(paths::proof))
         .routes(routes!(contributors::create, contributors::list))
         .routes(routes!(contributors::show, contributors::edit))
         .routes(routes!(contributors::add_key))

@@ -21,6 +21,7 @@ pub mod measure;
 mod memory;
 mod orphans;
 mod paths;
+mod proofs;
 mod publish;
 mod rate;
 mod read;

@@ -16,6 +16,7 @@
 //! | [`verifier_key`], [`note`] | public keys as text, texts with signatures | c2sp.org/signed-note |
 //! | [`checkpoint`], [`cosignature`] | the signed root; what witnesses add | c2sp.org/tlog-checkpoint, tlog-cosignature |
 //! | [`proof_file`] | a leaf's proof together with the checkpoint | c2sp.org/tlog-proof |
+//! | [`shown_leaf`] | a leaf together with what it leaves out | – |
 
 pub mod bundle;
 pub mod checkpoint;
@@ -27,6 +28,7 @@ pub mod leaf;
 pub mod note;
 pub mod proof;
 pub mod proof_file;
+pub mod shown_leaf;
 pub mod tile;
 pub mod tile_hashes;
 pub mod tile_reader;

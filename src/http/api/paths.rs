@@ -2,6 +2,8 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse as _, Response};
 
 use super::extract::{Anyone, Holder, Named, Query, Result, Unread};
 use super::paging::Paging;
@@ -10,7 +12,7 @@ use super::tokens::parse;
 use crate::access::{Action, CacheName};
 use crate::api::{
     ConflictView, EvidenceView, MissingAnswer, MissingRequest, Page, PageQuery, PathDelete, PathDeleted,
-    PathQuery, PathSummary, PathView, SignatureView,
+    PathProofQuery, PathQuery, PathSummary, PathView, SignatureView,
 };
 use crate::http::App;
 use crate::nix::store_path::{STORE_DIR, StorePathHash};
@@ -103,6 +105,31 @@ pub(super) async fn show(
     Named(hash): Named<StorePathHash>,
 ) -> Result<Json<PathView>> {
     Ok(Json(view(app.service.show_path(&call, &cache, hash).await?)))
+}
+
+/// Prove a path's signature
+///
+/// That the signature is in the signature log, as a file of c2sp.org/tlog-proof: checkpoint, inclusion, and as
+/// extra data the leaf with what it leaves out. `narvault verify` checks it without a server. For who may pull
+/// from the cache. A signature is in the published log after a second or two; until then this is a 409.
+#[utoipa::path(
+    get, path = "/api/v1/caches/{cache}/paths/{hash}/proof", operation_id = "path_proof", tag = "paths",
+    params(("cache" = String, Path, description = "The cache's name"),
+        ("hash" = String, Path, description = "The 32 characters after `/nix/store/`"), PathProofQuery),
+    responses((status = 200, description = "The proof file", body = String, content_type = "text/plain"),
+        ToSome, Unknown, Conflicts, WithQuery),
+    security((), ("bearer" = ["pull:{cache}"]), ("basic" = ["pull:{cache}"])),
+)]
+pub(super) async fn proof(
+    State(app): State<App>,
+    Anyone(call): Anyone,
+    Named(cache): Named<CacheName>,
+    Named(hash): Named<StorePathHash>,
+    Query(asked): Query<PathProofQuery>,
+) -> Result<Response> {
+    let key = asked.key.map(|key| parse("key", &key)).transpose()?;
+    let proof = app.service.path_proof(&call, &cache, hash, key.as_ref()).await?;
+    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], proof).into_response())
 }
 
 /// Delete a path
