@@ -20,6 +20,7 @@ mod hook;
 mod key;
 mod list;
 mod local_nix;
+mod log;
 mod logging;
 mod login;
 mod output;
@@ -36,6 +37,7 @@ mod text;
 mod token;
 mod use_cache;
 mod vault;
+mod verify;
 mod watch_exec;
 mod watch_store;
 
@@ -126,6 +128,11 @@ pub enum Command {
     /// Who did what, refusals included
     #[command(subcommand)]
     Audit(audit::AuditCommand),
+    /// The signature log: every signature, by whom and when
+    #[command(subcommand)]
+    Log(log::LogCommand),
+    /// Check a path or a narinfo against the signature log, without a server
+    Verify(verify::VerifyArgs),
     /// The vault that holds the signing keys
     #[command(subcommand)]
     Vault(vault::VaultCommand),
@@ -188,6 +195,8 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::WatchStore(args) => watch_store::run(args, &context).await,
         Command::WatchExec(args) => watch_exec::run(args, &context).await,
         Command::Audit(command) => audit::run(command, &context).await,
+        Command::Log(command) => log::run(command, &context).await,
+        Command::Verify(args) => verify::run(args, &context).await,
         Command::Vault(command) => vault::run(command, &context).await,
         Command::Admin(command) => admin::run(command, &context).await,
         Command::Storage(command) => storage::run(command, &context).await,

@@ -15,12 +15,14 @@ use super::http::Client;
 use crate::api::{
     AuditQuery, AuditView, BATCH_MEDIA_TYPE, CacheCreate, CacheDeleteQuery, CacheEdit, CacheView,
     ClaimRequest, ContributorCreate, ContributorEdit, ContributorKeyAdd, ContributorView, JwkSet, KeyCreate,
-    KeyView, MissingAnswer, MissingRequest, NarsStored, Page, PageQuery, PathDelete, PathDeleted, PathQuery,
-    PathSummary, PathView, PublishAnswer, PublishRequest, RevokeRequest, Revoked, SlotCreate, SlotView,
-    StoredAnswer, StoredRequest, TokenCreate, TokenIssued, TokenQuery, TokenRenew, TokenReport, TokenView,
-    UnsealRequest, UploadComplete, UploadOpen, UploadPart, UploadView, VaultView, VersionView, Whoami,
+    KeyView, MissingAnswer, MissingRequest, NarsStored, Page, PageQuery, PathDelete, PathDeleted,
+    PathProofQuery, PathQuery, PathSummary, PathView, PublishAnswer, PublishRequest, RevokeRequest, Revoked,
+    SlotCreate, SlotView, StoredAnswer, StoredRequest, TokenCreate, TokenIssued, TokenQuery, TokenRenew,
+    TokenReport, TokenView, UnsealRequest, UploadComplete, UploadOpen, UploadPart, UploadView, VaultView,
+    VersionView, Whoami,
 };
 use crate::nix::hash::Sha256Digest;
+use crate::tlog::tile::Tile;
 
 impl Client {
     // --- auth ---
@@ -80,6 +82,36 @@ impl Client {
     /// The keys of a cache; those of a public one need no token.
     pub async fn keys(&self, cache: &str, query: &PageQuery) -> Result<Page<KeyView>, Error> {
         self.answer(self.api(Method::GET, &["caches", cache, "keys"])?.query(query)).await
+    }
+
+    // --- signature log ---
+
+    /// The proof file of a path's signature; for a public cache without a token.
+    pub async fn path_proof(
+        &self,
+        cache: &str,
+        hash: &str,
+        query: &PathProofQuery,
+    ) -> Result<Vec<u8>, Error> {
+        let request = self.api(Method::GET, &["caches", cache, "paths", hash, "proof"])?;
+        self.bytes(request.query(query)).await
+    }
+
+    /// The newest checkpoint of the signature log, signed.
+    pub async fn log_checkpoint(&self) -> Result<Vec<u8>, Error> {
+        self.bytes(self.api(Method::GET, &["log", "checkpoint"])?).await
+    }
+
+    /// The key that the server says its log signs with.
+    pub async fn log_key(&self) -> Result<Vec<u8>, Error> {
+        self.bytes(self.api(Method::GET, &["log", "key"])?).await
+    }
+
+    /// A tile of the signature log.
+    pub async fn log_tile(&self, tile: Tile) -> Result<Vec<u8>, Error> {
+        let path = tile.to_string();
+        let segments: Vec<&str> = ["log"].into_iter().chain(path.split('/')).collect();
+        self.bytes(self.api(Method::GET, &segments)?).await
     }
 
     // --- contributors ---

@@ -92,6 +92,12 @@ impl Client {
         Error::AnswerForm { url: self.url.clone(), line: 0, column: 0 }
     }
 
+    /// Sends, and reads an answer that is not JSON.
+    pub(super) async fn bytes(&self, request: RequestBuilder) -> Result<Vec<u8>, Error> {
+        let response = self.accepted(request).await?;
+        self.body(response, ANSWER_SIZE_BYTES_MAX).await
+    }
+
     /// Sends, and reads nothing of a successful answer.
     pub(super) async fn done(&self, request: RequestBuilder) -> Result<(), Error> {
         self.accepted(request).await.map(drop)

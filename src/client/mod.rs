@@ -9,6 +9,7 @@ pub mod login;
 mod marked;
 pub mod netrc;
 pub mod nix_conf;
+pub mod proved;
 pub mod push;
 mod server_url;
 pub mod text_file;

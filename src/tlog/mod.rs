@@ -16,6 +16,7 @@
 //! | [`verifier_key`], [`note`] | public keys as text, texts with signatures | c2sp.org/signed-note |
 //! | [`checkpoint`], [`cosignature`] | the signed root; what witnesses add | c2sp.org/tlog-checkpoint, tlog-cosignature |
 //! | [`proof_file`] | a leaf's proof together with the checkpoint | c2sp.org/tlog-proof |
+//! | [`policy`] | whose checkpoints are believed | Sigsum, torchwood |
 //! | [`shown_leaf`] | a leaf together with what it leaves out | – |
 
 pub mod bundle;
@@ -26,6 +27,7 @@ pub mod frontier;
 pub mod hash;
 pub mod leaf;
 pub mod note;
+pub mod policy;
 pub mod proof;
 pub mod proof_file;
 pub mod shown_leaf;

@@ -114,10 +114,15 @@ impl ProofFile {
     /// under.
     pub fn verify(&self, leaf: &[u8], log: &VerifierKey) -> Result<Checkpoint, VerifyProofError> {
         let checkpoint = Checkpoint::of(&self.checkpoint, log)?;
+        self.proves(leaf, &checkpoint)?;
+        Ok(checkpoint)
+    }
+
+    /// The same under a checkpoint that is believed already: the one that [`ProofFile::checkpoint`] holds.
+    pub fn proves(&self, leaf: &[u8], checkpoint: &Checkpoint) -> Result<(), VerifyProofError> {
         Inclusion::new(self.index, checkpoint.size)
             .and_then(|way| way.verify(NodeHash::leaf(leaf), &self.hashes, checkpoint.root))
-            .map_err(|source| VerifyProofError::Proof { index: self.index, source })?;
-        Ok(checkpoint)
+            .map_err(|source| VerifyProofError::Proof { index: self.index, source })
     }
 }
 

@@ -28,6 +28,7 @@ mod refusals;
 mod replicas;
 mod revocation;
 mod secrets;
+mod signature_log;
 mod slots;
 mod storage;
 mod support;

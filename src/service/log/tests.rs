@@ -37,7 +37,7 @@ on_each_database! {
     }
 
     async fn what_is_rolled_back_leaves_no_gap(test: &TestDb) {
-        let server = TestService::start(test).await;
+        let _server = TestService::start(test).await;
         let before = stored(test).await;
 
         let mut tx = test.db.begin(Gate::Shared).await.unwrap();
@@ -70,7 +70,7 @@ on_each_database! {
     }
 
     async fn appends_by_a_server_that_knows_no_frontier_are_caught_up_with(test: &TestDb) {
-        let server = TestService::start(test).await;
+        let _server = TestService::start(test).await;
         let before = stored(test).await.0;
         let mut tx = test.db.begin(Gate::Shared).await.unwrap();
         // As an older version does it.
@@ -91,7 +91,7 @@ on_each_database! {
     }
 
     async fn a_damaged_log_takes_no_leaf(test: &TestDb) {
-        let server = TestService::start(test).await;
+        let _server = TestService::start(test).await;
         let state = stored(test).await.0;
         for bad in [
             LogState { frontier: state.frontier[1..].to_vec(), ..state.clone() },

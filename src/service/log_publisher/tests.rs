@@ -33,7 +33,7 @@ async fn append(service: &Service, count: usize) {
         openings: Vec::new(),
         long_references: None,
     };
-    service.append(&mut tx, &(0..count).map(row).collect::<Vec<_>>()).await.unwrap();
+    super::super::log::append(&mut tx, &(0..count).map(row).collect::<Vec<_>>()).await.unwrap();
     tx.commit().await.unwrap();
 }
 

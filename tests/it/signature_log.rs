@@ -1,0 +1,194 @@
+//! The signature log can be read and checked by anybody, and one file proves a signature without a server.
+
+use std::path::PathBuf;
+
+use narvault::client::proved::{NotProved, Proved};
+use narvault::nix::signature::PublicKey;
+use narvault::tlog::checkpoint::Checkpoint;
+use narvault::tlog::leaf::{Event, Leaf};
+use narvault::tlog::policy::Policy;
+use narvault::tlog::proof_file::ProofFile;
+use narvault::tlog::shown_leaf::ShownLeaf;
+use narvault::tlog::verifier_key::VerifierKey;
+
+use crate::support::client::{Http, TestPath};
+use crate::support::server::{TestServer, on_each_backend};
+use crate::support::until;
+
+async fn log_key(server: &TestServer) -> VerifierKey {
+    let answer = server.http().get("/api/v1/log/key").await;
+    answer.assert_status(200).text().trim_end().parse().unwrap()
+}
+
+/// The newest checkpoint, signed by the log.
+async fn checkpoint(server: &TestServer) -> Checkpoint {
+    let key = log_key(server).await;
+    let bytes = until("a checkpoint", async || {
+        let answer = server.http().get("/api/v1/log/checkpoint").await;
+        (answer.status == 200).then_some(answer.body)
+    });
+    Checkpoint::open(&bytes.await, &key).unwrap().0
+}
+
+fn proof_url(cache: &str, path: &TestPath) -> String {
+    format!("/api/v1/caches/{cache}/paths/{}/proof", path.hash())
+}
+
+/// The proof file of a path that was just pushed.
+async fn proof(http: &Http, cache: &str, path: &TestPath) -> ProofFile {
+    let bytes = until("the proof", async || {
+        let answer = http.get(&proof_url(cache, path)).await;
+        assert!([200, 409].contains(&answer.status), "{answer:?}");
+        (answer.status == 200).then_some(answer.body)
+    });
+    ProofFile::parse(&bytes.await).unwrap()
+}
+
+fn keys(server: &TestServer) -> Vec<PublicKey> {
+    vec![server.public_key.parse().unwrap()]
+}
+
+/// What a command is given as a file, and the folder that it lies in.
+fn file(name: &str, text: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    (folder, path)
+}
+
+on_each_backend! {
+    async fn a_pushed_path_is_proved_by_one_file_without_a_server(server: TestServer) {
+        let ci = server.token("ci", &["push:main"]).await;
+        let hello = TestPath::new("hello", "hello");
+        let world = TestPath::with_references("world", "world", &[&hello]);
+        ci.http.push("main", &hello).await;
+        ci.http.push("main", &world).await;
+        let policy = Policy::of_log(log_key(&server).await);
+        let file = proof(&server.http(), "main", &world).await;
+        let contributor = server.admin().contributor("ci").await.unwrap();
+        let keys = keys(&server);
+        drop(server);
+
+        let proved = Proved::check(&file, &policy, &keys).unwrap();
+
+        assert_eq!(proved.claim.path.to_string(), world.store_path);
+        assert_eq!(proved.claim.references.len(), 1);
+        assert_eq!(proved.by, Some(contributor.id));
+        assert_eq!(proved.token, Some(ci.id));
+        let nobodys = Proved::check(&file, &policy, &[]);
+        assert!(matches!(nobodys, Err(NotProved::Untrusted { .. })), "{nobodys:?}");
+        // Whoever changes the leaf that comes with the proof proves nothing.
+        let extra = String::from_utf8(file.extra.clone().unwrap()).unwrap();
+        let forged = ProofFile { extra: Some(extra.replace("-world", "-wirld").into_bytes()), ..file };
+        assert!(matches!(Proved::check(&forged, &policy, &keys), Err(NotProved::Inclusion(_))));
+    }
+
+    async fn the_whole_log_is_read_and_its_root_recomputed(server: TestServer) {
+        let ci = server.token("ci", &["push:main"]).await;
+        for number in 0..5 {
+            ci.http.push("main", &TestPath::new(&format!("path-{number}"), "x")).await;
+        }
+        let last = TestPath::new("last", "last");
+        ci.http.push("main", &last).await;
+        let index = proof(&server.http(), "main", &last).await.index;
+
+        let verified = server.narvault(["log", "verify", "--json"]).await;
+        assert_eq!(verified.code, Some(0), "{}", verified.stderr);
+        let answer: serde_json::Value = serde_json::from_str(&verified.stdout).unwrap();
+        assert!(answer["size"].as_u64().unwrap() > index);
+        assert_eq!(answer["origin"], checkpoint(&server).await.origin);
+
+        let shown = server.narvault(["log", "show", &index.to_string()]).await;
+        assert_eq!(shown.code, Some(0), "{}", shown.stderr);
+        let Event::Sign(signed) = Leaf::parse(shown.stdout.as_bytes()).unwrap().event else {
+            panic!("{}", shown.stdout)
+        };
+        assert!(format!("{signed:?}").contains("-last"), "{signed:?}");
+
+        let none = server.narvault(["log", "show", "1000000"]).await;
+        assert_eq!(none.code, Some(1));
+        assert!(none.stderr.contains("the log has no leaf 1000000 yet"), "{}", none.stderr);
+        let stranger = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW";
+        let refused = server.narvault(["log", "verify", "--log-key", stranger]).await;
+        assert_eq!(refused.code, Some(1));
+        assert!(refused.stderr.contains("checkpoint is not believed"), "{}", refused.stderr);
+    }
+
+    async fn a_narinfo_is_verified_against_the_log_on_a_machine_that_knows_only_keys(server: TestServer) {
+        let ci = server.token("ci", &["push:main"]).await;
+        let hello = TestPath::new("hello", "hello");
+        ci.http.push("main", &hello).await;
+        proof(&server.http(), "main", &hello).await;
+        let printed = server.narvault(["log", "proof", "main", &hello.store_path]).await;
+        assert_eq!(printed.code, Some(0), "{}", printed.stderr);
+        let (_proofs, proof_file) = file("hello.tlog-proof", &printed.stdout);
+        let (log_key, trusted) = (log_key(&server).await.to_string(), server.public_key.clone());
+        let answer = server.http().get(&format!("/main/{}.narinfo", hello.hash())).await;
+        let narinfo = answer.assert_status(200).text().to_owned();
+        let verify = async |narinfo: &str, more: &[&str]| {
+            let (_folder, path) = file("x.narinfo", narinfo);
+            let mut command = crate::support::server::narvault();
+            command.arg("verify").arg(path).arg("--proof").arg(&proof_file).args(more);
+            crate::support::server::Ended::of(command).await
+        };
+
+        let verified = verify(&narinfo, &["--log-key", &log_key, "--trusted-key", &trusted]).await;
+        assert_eq!(verified.code, Some(0), "{}", verified.stderr);
+        assert!(verified.stdout.contains(&hello.store_path), "{}", verified.stdout);
+        let (_policies, policy) = file("log.policy", &format!("log {log_key}\nquorum none\n"));
+        let policy = policy.to_str().unwrap();
+        let verified = verify(&narinfo, &["--policy", policy, "--trusted-key", &trusted]).await;
+        assert_eq!(verified.code, Some(0), "{}", verified.stderr);
+
+        let larger = narinfo.replace("NarSize: ", "NarSize: 1");
+        let other_key = "main-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
+        let unsigned: String = narinfo.lines().filter(|line| !line.starts_with("Sig:")).map(|line| format!("{line}\n")).collect();
+        for (narinfo, key, told) in [
+            (larger.as_str(), trusted.as_str(), "says something else than was signed"),
+            (&unsigned, &trusted, "carries no signature of a trusted key"),
+            (&narinfo, other_key, "not among the trusted keys"),
+            ("StorePath: x\n", &trusted, "is not a narinfo"),
+        ] {
+            let refused = verify(narinfo, &["--log-key", &log_key, "--trusted-key", key]).await;
+            assert_eq!(refused.code, Some(1), "{told}");
+            assert!(refused.stderr.contains(told), "{told}: {}", refused.stderr);
+        }
+    }
+
+    async fn what_a_private_cache_holds_is_proved_only_to_who_may_pull(server: TestServer) {
+        let body = serde_json::from_value(serde_json::json!({ "name": "secret", "public": false })).unwrap();
+        server.admin().cache_create(&body).await.unwrap();
+        let key = server.admin().key_create("secret", &Default::default()).await.unwrap();
+        let ci = server.token("ci", &["push:secret"]).await;
+        let reader = server.token("reader", &["pull:secret"]).await;
+        let hello = TestPath::new("unheard-of", "hello");
+        ci.http.push("secret", &hello).await;
+
+        let file = proof(&reader.http, "secret", &hello).await;
+
+        let policy = Policy::of_log(log_key(&server).await);
+        let proved = Proved::check(&file, &policy, &[key.public_key.parse().unwrap()]).unwrap();
+        assert_eq!(proved.claim.path.to_string(), hello.store_path);
+        server.http().get(&proof_url("secret", &hello)).await.assert_status(401);
+        let other = server.token("other", &["push:main"]).await;
+        other.http.get(&proof_url("secret", &hello)).await.assert_status(403);
+        // In the public log stands only a commitment.
+        let shown = ShownLeaf::parse(&file.extra.unwrap()).unwrap();
+        assert!(!shown.leaf.contains("unheard-of"), "{}", shown.leaf);
+        let size = checkpoint(&server).await.size;
+        let bundle = server.http().get(&format!("/api/v1/log/tile/entries/000.p/{size}")).await;
+        let text = String::from_utf8_lossy(&bundle.assert_status(200).body).into_owned();
+        assert!(text.contains("\nprivate ") && !text.contains("unheard-of"), "{text}");
+    }
+
+    async fn what_the_log_has_not_is_not_found(server: TestServer) {
+        checkpoint(&server).await;
+
+        for path in ["tile/0/999", "tile/0/0", "tile/8/000", "tile/entries/../checkpoint", "tile/0/000.p/0", "tiles", ""] {
+            server.http().get(&format!("/api/v1/log/{path}")).await.assert_status(404);
+        }
+        let nobody = TestPath::new("never-pushed", "x");
+        server.http().get(&proof_url("main", &nobody)).await.assert_status(404);
+        server.http().get(&proof_url("none", &nobody)).await.assert_status(401);
+    }
+}
