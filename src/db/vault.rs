@@ -130,10 +130,10 @@ mod tests {
 
             assert_eq!(slots(&mut tx).await.unwrap(), [(slot, NOON)]);
             assert_eq!(keks(&mut tx).await.unwrap(), std::slice::from_ref(&kek));
-            assert!(matches!(insert_kek(&mut tx, &kek, NOON).await, Err(DbError::Duplicate)));
             assert!(remove_slot(&mut tx, "slot", NOON).await.unwrap());
             assert!(!remove_slot(&mut tx, "slot", NOON).await.unwrap());
             assert_eq!(slots(&mut tx).await.unwrap(), []);
+            assert!(matches!(insert_kek(&mut tx, &kek, NOON).await, Err(DbError::Duplicate)));
         }
     }
 }
