@@ -1,6 +1,8 @@
 //! What Nix remembers of a cache does no harm: who pushes to the push URL pulls from the pull URL, whatever was pushed
 //! again, deleted or signed anew. Where a trap stays, `narvault doctor` finds it and names a cure that works.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use narvault::api::{KeyCreate, PathDelete};
 use narvault::nix::nar::build::Node;
 use serde_json::Value;
@@ -254,6 +256,43 @@ async fn the_daemon_pulls_what_its_hook_pushed_and_remembers_like_everybody() {
         let daemon = root.daemon().await;
         user.run_bare("nix-store", ["--store", &daemon.store, "--realise", &early]).await.success();
         daemon.stop().await;
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_post_build_hook_pushed_is_pulled_with_the_same_memory() {
+    let server = server().await;
+    let (push_url, pull_url) = (server.push_url("main"), server.pull_url("main"));
+    for nix in Nix::generations().await {
+        let mut root = machine(&nix, &server).await;
+        if !root.can_build().await {
+            println!("skipped: Nix {} cannot build here", nix.version);
+            continue;
+        }
+        // Nix 2.8.0 leaves OUT_PATHS empty.
+        let hook = format!(
+            "#!/bin/sh\nset -e\nexec nix copy --to '{push_url}' ${{OUT_PATHS:-$(nix-store --query --outputs \"$DRV_PATH\")}}\n"
+        );
+        let file = root.file("hook");
+        std::fs::write(&file, hook).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+        root.set("post-build-hook", &file.display().to_string());
+        let text = format!(
+            r#"derivation {{
+                name = "built-{}"; system = builtins.currentSystem; builder = "/bin/sh";
+                args = [ "-c" "echo content > $out" ];
+            }}"#,
+            nix.version
+        );
+        std::fs::write(root.file("built.nix"), text).unwrap();
+
+        let built = root.within(["nix-build", "--no-out-link", "built.nix"]).await.success();
+
+        let path = built.stdout.trim();
+        pull(&root, &pull_url, path, &[]).await.success();
+        root.set("extra-substituters", &pull_url);
+        assert_eq!(doctor(&root, &server, &["--path", path]).await, [] as [&str; 0], "{}", nix.version);
     }
     server.stop().await;
 }
