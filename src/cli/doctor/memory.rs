@@ -150,13 +150,16 @@ async fn compare(
     let trusted = setup.public_keys();
     let is_trusted = |name: &String| trusted.iter().any(|key| key.split(':').next() == Some(name));
     let mut missed: Vec<(&Remembered, Timestamp)> = Vec::new();
-    let (mut gone, mut moved, mut unsigned) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut gone, mut moved, mut unsigned, mut foreign) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for &(path, ref there) in &answers {
         match (path.is_present, there) {
-            (false, There::As(_)) => missed.push((path, ends(path))),
+            (false, There::As { .. }) => missed.push((path, ends(path))),
             (true, There::No) => gone.push(path),
-            (true, There::As(file)) if file_name(path) != file => moved.push(path),
-            (true, There::As(_)) if !path.key_names.iter().any(is_trusted) => unsigned.push(path),
+            (true, There::As { file, .. }) if file_name(path) != file => moved.push(path),
+            (true, There::As { key_names, .. }) if !path.key_names.iter().any(is_trusted) => {
+                let list = if key_names.iter().any(is_trusted) { &mut unsigned } else { &mut foreign };
+                list.push(path);
+            }
             _ => {}
         }
     }
@@ -199,6 +202,18 @@ async fn compare(
         let hint = format!("run the command again with `--refresh`, or `{forget}`");
         report.fail("memory", detail, hint);
     }
+    if let Some(path) = foreign.first() {
+        let detail = format!(
+            "{name}: {}{} is signed by no key that is trusted, also in the cache",
+            label(path),
+            others(foreign.len())
+        );
+        let hint = format!(
+            "run `{}`; keys that are retired are to be trusted as long as paths rest on them alone",
+            setup.use_command(&view.pull_url)
+        );
+        report.fail("key", detail, hint);
+    }
     if missed.is_empty() && gone.is_empty() && moved.is_empty() && unsigned.is_empty() {
         let count = answers.len();
         report.ok("memory", format!("{name}: what {whose} remembers is still so ({count} paths looked at)"));
@@ -207,8 +222,11 @@ async fn compare(
 
 /// What a cache has of a path.
 enum There {
-    /// It has it, in this file.
-    As(String),
+    /// It has it, in this file, signed by these keys.
+    As {
+        file: String,
+        key_names: Vec<String>,
+    },
     No,
     /// It did not say.
     Unknown,
@@ -217,7 +235,10 @@ enum There {
 async fn now_there(cache: &Client, hash: &str) -> There {
     match cache.narinfo(hash).await {
         Ok((200, body)) => match NarInfo::parse(&body) {
-            Ok(narinfo) => There::As(narinfo.file.to_string()),
+            Ok(narinfo) => There::As {
+                file: narinfo.file.to_string(),
+                key_names: narinfo.signatures.iter().map(|one| one.name.as_str().to_owned()).collect(),
+            },
             Err(_) => There::Unknown,
         },
         Ok((404, _)) => There::No,
