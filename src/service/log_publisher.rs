@@ -5,7 +5,7 @@
 //! before is a fork: nothing is signed any more on this replica. Never relies on conditional writes.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +16,6 @@ use crate::db::log::{self, CheckpointRow};
 use crate::db::signing_keys::{self, KeyRow, KeyState};
 use crate::db::{DbError, Gate};
 use crate::storage::{ObjectKey, StorageError};
-use crate::time::Timestamp;
 use crate::tlog::bundle;
 use crate::tlog::checkpoint::Checkpoint;
 use crate::tlog::edge::Edge;
@@ -35,7 +34,7 @@ pub(super) const TILE_SIZE_BYTES_MAX: usize = 256 * (2 + 16 * 1024);
 const BEHIND_LEAVES_MAX: u64 = 10_000;
 
 /// Nor while a leaf waits longer than this.
-const BEHIND_SECONDS_MAX: i64 = 15 * 60;
+const BEHIND_MAX: Duration = Duration::from_secs(15 * 60);
 
 /// How long the publisher rests; a new signature is provable about so much later.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -46,7 +45,7 @@ pub enum SigningStopped {
     #[error("the signature log contradicts what was published of it; an operator has to look ({0})")]
     Forked(Fork),
     #[error("the published signature log is {leaves} leaves and {seconds} seconds behind")]
-    Behind { leaves: u64, seconds: i64 },
+    Behind { leaves: u64, seconds: u64 },
 }
 
 /// What two statements of one log contradict each other in.
@@ -70,25 +69,26 @@ pub(super) struct LogHealth(Mutex<Health>);
 struct Health {
     forked: Option<Fork>,
     behind_leaves: u64,
-    /// A size that is not published yet, and since when it is known.
-    waiting: Option<(u64, Timestamp)>,
+    /// A size that is not published yet, and since when it is known. Not by the clock, which may be set.
+    waiting: Option<(u64, Instant)>,
 }
 
 impl LogHealth {
     /// Whether new signatures may be made.
-    pub fn check(&self, now: Timestamp) -> std::result::Result<(), SigningStopped> {
+    pub fn check(&self, now: Instant) -> std::result::Result<(), SigningStopped> {
         let health = self.lock();
         if let Some(fork) = &health.forked {
             return Err(SigningStopped::Forked(fork.clone()));
         }
-        let seconds = health.waiting.map_or(0, |(_, since)| now.unix_seconds() - since.unix_seconds());
-        if health.behind_leaves > BEHIND_LEAVES_MAX || seconds > BEHIND_SECONDS_MAX {
+        let waited = health.waiting.map_or(Duration::ZERO, |(_, since)| now.saturating_duration_since(since));
+        if health.behind_leaves > BEHIND_LEAVES_MAX || waited > BEHIND_MAX {
+            let seconds = waited.as_secs();
             return Err(SigningStopped::Behind { leaves: health.behind_leaves, seconds });
         }
         Ok(())
     }
 
-    fn seen(&self, size: u64, published: u64, now: Timestamp) {
+    fn seen(&self, size: u64, published: u64, now: Instant) {
         let mut health = self.lock();
         health.behind_leaves = size.saturating_sub(published);
         if health.waiting.is_some_and(|(waiting, _)| waiting <= published) {
@@ -199,7 +199,7 @@ impl Service {
         let (key_row, key) = self.log_key().await?;
         let standing = row.as_ref().map(|row| opened(&row.note, &key)).transpose()?;
         let standing_size = standing.as_ref().map_or(0, |standing| standing.size);
-        self.inner.log_health.seen(size, standing_size, self.inner.clock.now());
+        self.inner.log_health.seen(size, standing_size, Instant::now());
         if standing_size > size {
             return Err(Fork::Older { place: "the database", published: standing_size, leaves: size }.into());
         }
@@ -232,7 +232,7 @@ impl Service {
         }
         tx.commit().await?;
         published.edge = Some(next);
-        self.inner.log_health.seen(size, size, new.signed_at);
+        self.inner.log_health.seen(size, size, Instant::now());
         self.store_checkpoint(published, Some(new.note), &key).await
     }
 
