@@ -27,7 +27,15 @@ use crate::nix::signature::{KeyName, PublicKey, Signature};
 use crate::nix::store_path::{StorePath, StorePathHash};
 use crate::nix::{base32, references};
 use crate::storage::ObjectKey;
+use crate::tlog::bundle;
+use crate::tlog::checkpoint::Checkpoint;
 use crate::tlog::leaf::Leaf;
+use crate::tlog::note::Note;
+use crate::tlog::policy::Policy;
+use crate::tlog::proof_file::ProofFile;
+use crate::tlog::shown_leaf::ShownLeaf;
+use crate::tlog::tile::Tile;
+use crate::tlog::verifier_key::VerifierKey;
 
 /// One change to an input.
 #[derive(Debug, Clone)]
@@ -257,6 +265,38 @@ fuzz! {
         let Ok(read) = Leaf::parse(input) else { return };
         assert_eq!(read.encode().unwrap().as_bytes(), input);
     };
+    note(files("tlog-v1/checkpoint")) |input| {
+        let Ok(read) = Note::parse(input) else { return };
+        assert_eq!(read.encode().as_bytes(), input);
+        if let Ok(checkpoint) = Checkpoint::parse(read.text()) {
+            assert_eq!(checkpoint.encode().unwrap(), read.text());
+        }
+    };
+    proof_file(files(".tlog-proof")) |input| {
+        let Ok(read) = ProofFile::parse(input) else { return };
+        assert_eq!(read.encode().as_bytes(), input);
+    };
+    shown_leaf(shown_leaves()) |input| {
+        let Ok(read) = ShownLeaf::parse(input) else { return };
+        assert_eq!(read.encode().as_bytes(), input);
+        // Whatever comes beside the leaf has to be what its hashes stand for.
+        if read.signed().is_ok() {
+            assert!(read.private.is_none() && read.references.is_none());
+        }
+    };
+    tile(texts(&["tile/0/x001/x234/067.p/8", "tile/7/000.p/127", "tile/entries/999"])) exact::<Tile>;
+    verifier_key(files("tlog-v1/vkeys").iter().flat_map(|keys| keys.split(|byte| *byte == b'\n')).map(<[u8]>::to_vec).collect()) exact::<VerifierKey>;
+    bundle_of_entries(texts(&["\0\u{3}abc\0\0\0\u{1}x", "\0\0"])) |input| {
+        for width in 0..5 {
+            let Ok(read) = bundle::decode(input, width) else { continue };
+            assert_eq!(bundle::encode(read).unwrap(), input);
+        }
+    };
+    policy(texts(&["log L\nwitness a W\ngroup g any a a\nquorum g # x", "quorum none\nlog log.example/golden+b626aced+AVeI3xpu0yErOzjA8N6y7ChE8s4A1oow6/vZN+hD1RLK"])) |input| {
+        let Ok(text) = std::str::from_utf8(input) else { return };
+        // There is no writer; that it ends, and does not panic, is what is asked.
+        let _ = Policy::parse(text);
+    };
     store_path(words()) |input| {
         let Ok(text) = std::str::from_utf8(input) else { return };
         if let Ok(path) = StorePath::from_absolute(text) {
@@ -319,6 +359,17 @@ fuzz! {
         let middle = input.len() / 2;
         assert_eq!(scan(&[input]), scan(&[&input[..middle], &input[middle..]]), "it matters how it is cut");
     };
+}
+
+/// The golden leaves as they stand in proof files: open, since a commitment cannot be met at random.
+fn shown_leaves() -> Vec<Vec<u8>> {
+    let mut leaves = files(".leaf");
+    let with_more: Vec<Vec<u8>> = leaves
+        .iter()
+        .map(|leaf| [leaf, &b"references a b\nsalt BwcHBwcHBwcHBwcHBwcHBw==\ncache x\n"[..]].concat())
+        .collect();
+    leaves.extend(with_more);
+    leaves
 }
 
 /// Small archives with one of everything.
