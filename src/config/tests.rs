@@ -68,6 +68,7 @@ limits.uploads_per_token = 8
 limits.admission_wait_seconds = 120
 limits.upload_min_bytes_per_second = 1024
 limits.unpublished_nar_hours = 168
+limits.upload_session_hours = 24
 limits.withdrawn_days = 90
 limits.shutdown_seconds = 30
 limits.rate_per_minute = 10"
@@ -122,6 +123,7 @@ fn every_key_is_read_from_the_file_and_from_its_variable() {
         ("limits.admission_wait_seconds", "2"),
         ("limits.upload_min_bytes_per_second", "3"),
         ("limits.unpublished_nar_hours", "4"),
+        ("limits.upload_session_hours", "12"),
         ("limits.withdrawn_days", "5"),
         ("limits.shutdown_seconds", "6"),
         ("limits.rate_per_minute", "7"),
