@@ -51,6 +51,8 @@
 //!    pass over the stream (`service::measure`): count and hash the file, decompress, count and hash the NAR, strict
 //!    grammar, scan for store paths, while [`storage`] takes it as an upload. Only a file whose hash is its name is
 //!    completed, and recorded in [`db::measured`].
+//!    Many small ones come in one call (`service::batch`), large ones in parts (`service::uploads`): both end in the same
+//!    verifier and the same two rows.
 //! 2. **`PUT /push/{cache}/{hash}.narinfo`** `service::publish`: parse, find what was measured, compare every claim
 //!    (`Verified::check`), keep foreign signatures that verify. One transaction: gate, token and cache again, references,
 //!    the path's row, evidence, signatures, leaves, outbox. Another claim for a published path is recorded as a conflict

@@ -149,6 +149,7 @@ pub fn limits(config: &Config) -> Result<Limits, TryFromIntError> {
         upload_min_bytes_per_second: limits.upload_min_bytes_per_second,
         unpublished_max: Duration::from_secs(limits.unpublished_nar_hours.saturating_mul(3600)),
         upload_session: Duration::from_secs(limits.upload_session_hours.saturating_mul(3600)),
+        direct_parts: config.uploads.direct,
         withdrawn_max: Duration::from_secs(limits.withdrawn_days.saturating_mul(24 * 3600)),
         narinfo_memory_bytes: NARINFO_MEMORY_BYTES,
     })

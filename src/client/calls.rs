@@ -15,11 +15,11 @@ use super::http::Client;
 use crate::api::{
     AuditQuery, AuditView, BATCH_MEDIA_TYPE, CacheCreate, CacheDeleteQuery, CacheEdit, CacheView,
     ClaimRequest, ContributorCreate, ContributorEdit, ContributorKeyAdd, ContributorView, JwkSet, KeyCreate,
-    KeyView, MissingAnswer, MissingRequest, NarsStored, Page, PageQuery, PathDelete, PathDeleted,
-    PathProofQuery, PathQuery, PathSummary, PathView, PublishAnswer, PublishRequest, RevokeRequest, Revoked,
-    SlotCreate, SlotView, StoredAnswer, StoredRequest, TokenCreate, TokenIssued, TokenQuery, TokenRenew,
-    TokenReport, TokenView, UnsealRequest, UploadComplete, UploadOpen, UploadPart, UploadView, VaultView,
-    VersionView, Whoami,
+    KeyView, MissingAnswer, MissingRequest, NarsStored, Page, PageQuery, PartUrl, PartUrlRequest, PathDelete,
+    PathDeleted, PathProofQuery, PathQuery, PathSummary, PathView, PublishAnswer, PublishRequest,
+    RevokeRequest, Revoked, SlotCreate, SlotView, StoredAnswer, StoredRequest, TokenCreate, TokenIssued,
+    TokenQuery, TokenRenew, TokenReport, TokenView, UnsealRequest, UploadComplete, UploadOpen, UploadPart,
+    UploadView, VaultView, VersionView, Whoami,
 };
 use crate::nix::hash::Sha256Digest;
 use crate::tlog::tile::Tile;
@@ -275,6 +275,20 @@ impl Client {
         let request =
             request.header(CONTENT_TYPE, "application/octet-stream").header("content-digest", digest);
         self.answer(request.timeout(UPLOAD_TIMEOUT).body(part)).await
+    }
+
+    /// Asks where a part may go straight to the storage.
+    pub async fn upload_part_url(
+        &self,
+        cache: &str,
+        id: &str,
+        number: u32,
+        body: &PartUrlRequest,
+    ) -> Result<PartUrl, Error> {
+        self.require_token()?;
+        let number = number.to_string();
+        let request = self.api(Method::POST, &["caches", cache, "uploads", id, "parts", &number, "url"])?;
+        self.answer(request.json(body)).await
     }
 
     /// Ends an upload: the server verifies the whole file before it answers.

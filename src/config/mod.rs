@@ -138,6 +138,14 @@ section! {
 }
 
 section! {
+    /// Uploads in parts, of clients of narvault's own.
+    Uploads, "uploads.",
+    /// Parts go straight to the bucket by URLs that hold for 900 s, where storage is S3. Each file is still read back and
+    /// verified whole.
+    direct: bool = "false",
+}
+
+section! {
     /// The log on stderr.
     Log, "log.",
     /// Lines for people, or one JSON object per line. `RUST_LOG` chooses what is logged.
@@ -181,6 +189,7 @@ pub struct Config {
     pub storage: Storage,
     pub vault: Vault,
     pub nars: Nars,
+    pub uploads: Uploads,
     pub log: Log,
     pub limits: Limits,
     sources: BTreeMap<&'static str, Source>,
@@ -214,6 +223,7 @@ pub fn reference() -> Vec<KeyDoc> {
         Storage::keys(),
         Vault::keys(),
         Nars::keys(),
+        Uploads::keys(),
         Log::keys(),
         Limits::keys(),
     ];
@@ -261,6 +271,7 @@ impl Config {
         let storage = Storage::read(&values, problems);
         let vault = Vault::read(&values, problems);
         let nars = Nars::read(&values, problems);
+        let uploads = Uploads::read(&values, problems);
         let log = Log::read(&values, problems);
         let limits = Limits::read(&values, problems);
         Some(Self {
@@ -269,6 +280,7 @@ impl Config {
             storage: storage?,
             vault: vault?,
             nars: nars?,
+            uploads: uploads?,
             log: log?,
             limits: limits?,
             sources: values.into_sources(),
@@ -301,6 +313,7 @@ impl Config {
             self.storage.shown(),
             self.vault.shown(),
             self.nars.shown(),
+            self.uploads.shown(),
             self.log.shown(),
             self.limits.shown(),
         ];

@@ -59,6 +59,7 @@ vault.key_file =
 vault.passphrase_file = 
 nars.deliver = proxy
 nars.redirect_private = false
+uploads.direct = false
 log.format = text
 limits.nar_size_bytes = 64 GiB
 limits.narinfo_size_bytes = 1 MiB
@@ -114,6 +115,7 @@ fn every_key_is_read_from_the_file_and_from_its_variable() {
         ("vault.passphrase_file", "/run/passphrase"),
         ("nars.deliver", "redirect"),
         ("nars.redirect_private", "true"),
+        ("uploads.direct", "true"),
         ("log.format", "json"),
         ("limits.nar_size_bytes", "2 GiB"),
         ("limits.narinfo_size_bytes", "2 MiB"),

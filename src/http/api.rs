@@ -68,6 +68,7 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(uploads::open))
         .routes(routes!(uploads::show, uploads::abort))
         .routes(routes!(uploads::put_part))
+        .routes(routes!(uploads::part_url))
         .routes(routes!(uploads::complete))
         .routes(routes!(paths::list))
         .routes(routes!(paths::show, paths::delete))

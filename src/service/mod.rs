@@ -145,6 +145,8 @@ pub struct Limits {
     pub withdrawn_max: Duration,
     /// How long an upload in parts is kept after its last one.
     pub upload_session: Duration,
+    /// Whether parts may go straight to the bucket, where there is one.
+    pub direct_parts: bool,
     /// Rendered narinfos kept in memory.
     pub narinfo_memory_bytes: u64,
 }

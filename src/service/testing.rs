@@ -67,6 +67,7 @@ fn limits() -> Limits {
         upload_min_bytes_per_second: 1024,
         unpublished_max: Duration::from_secs(7 * 24 * 3600),
         upload_session: Duration::from_secs(24 * 3600),
+        direct_parts: false,
         withdrawn_max: Duration::from_secs(90 * 24 * 3600),
         narinfo_memory_bytes: 1 << 20,
     }

@@ -3,6 +3,8 @@
 //! A file in parts is as good as one that came in one piece: it is read back whole through the same verifier, and
 //! nothing of it is visible before the verdict. Never believes a part's hash for more than that the part came whole.
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, TryStreamExt as _};
 use uuid::Uuid;
@@ -28,6 +30,8 @@ pub struct UploadDetails {
     pub part_size_bytes: u64,
     pub expires_at: Timestamp,
     pub parts: Vec<PartRow>,
+    /// Whether parts may go straight to the bucket.
+    pub direct: bool,
 }
 
 /// A part on its way in, as its sender describes it.
@@ -91,7 +95,7 @@ impl Service {
         })
         .await;
         if let Ok(Some(row)) = made {
-            return Ok(details(row, Vec::new()));
+            return self.details(row, Vec::new()).await;
         }
         self.remove_stage(&stage, &[]).await;
         made?;
@@ -105,7 +109,7 @@ impl Service {
         cache: &CacheRow,
         key: &UploadKey,
     ) -> Result<Option<UploadDetails>> {
-        restarting(|| async {
+        let found = restarting(|| async {
             let now = self.inner.clock.now();
             let mut tx = self.inner.db.begin(Gate::Shared).await?;
             self.recheck(&mut tx, call, &Action::Push(cache.name.clone()), now).await?;
@@ -114,9 +118,13 @@ impl Service {
             };
             let parts = uploads::parts(&mut tx, row.id).await?;
             tx.commit().await?;
-            Ok(Some(details(row, parts)))
+            Ok::<_, Error>(Some((row, parts)))
         })
-        .await
+        .await?;
+        match found {
+            Some((row, parts)) => self.details(row, parts).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// An upload of the caller's own.
@@ -125,7 +133,100 @@ impl Service {
         let cache = self.existing_cache(cache).await?;
         let row = self.own_upload(&cache, &pusher, id).await?;
         let parts = uploads::parts(&mut *self.inner.db.read().await?, id).await?;
-        Ok(details(row, parts))
+        self.details(row, parts).await
+    }
+
+    /// The upload with the parts that are there: of those that were to go straight to the bucket, which did.
+    async fn details(&self, row: UploadRow, mut parts: Vec<PartRow>) -> Result<UploadDetails> {
+        self.look_for_promised(&row, &mut parts).await?;
+        Ok(UploadDetails {
+            id: row.id,
+            part_size_bytes: row.part_size_bytes,
+            expires_at: row.expires_at,
+            parts,
+            direct: self.takes_direct_parts(),
+        })
+    }
+
+    fn takes_direct_parts(&self) -> bool {
+        self.inner.limits.direct_parts && self.inner.storage.takes_direct_parts()
+    }
+
+    /// Fills in the tags of parts that went straight to the bucket, and drops those that did not.
+    async fn look_for_promised(&self, upload: &UploadRow, parts: &mut Vec<PartRow>) -> Result<()> {
+        if parts.iter().all(|part| part.tag != PROMISED) {
+            return Ok(());
+        }
+        let arrived = self.inner.storage.parts_in_bucket(&stage(upload)).await?;
+        for part in parts.iter_mut().filter(|part| part.tag == PROMISED) {
+            let same =
+                |(number, size, _): &&(u32, u64, String)| (*number, *size) == (part.number, part.size_bytes);
+            if let Some((_, _, tag)) = arrived.iter().find(same) {
+                part.tag.clone_from(tag);
+            }
+        }
+        parts.retain(|part| part.tag != PROMISED);
+        Ok(())
+    }
+
+    /// A URL by which a part goes straight to the bucket, and until when. What comes there is believed no more than
+    /// what comes here: it is measured when the upload is completed.
+    pub async fn part_url(
+        &self,
+        call: &Call,
+        cache: &CacheName,
+        id: Uuid,
+        part: NewPart,
+        size_bytes: u64,
+    ) -> Result<(url::Url, Timestamp)> {
+        let pusher = self.pusher(call, cache).await?;
+        let cache = self.existing_cache(cache).await?;
+        let upload = self.own_upload(&cache, &pusher, id).await?;
+        self.require_open()?;
+        if !self.takes_direct_parts() {
+            return Err(Conflict::State(NOT_DIRECT).into());
+        }
+        let max = upload.part_size_bytes;
+        if !(1..=max).contains(&size_bytes) {
+            return Err(Rejection::value("size_bytes", format!("is not from 1 to {max}")).into());
+        }
+        let row = PartRow { number: part.number, size_bytes, sha256: part.sha256, tag: PROMISED.to_owned() };
+        let now = restarting(|| async {
+            let now = self.inner.clock.now();
+            let mut tx = self.inner.db.begin(Gate::Shared).await?;
+            self.recheck(&mut tx, call, &Action::Push(cache.name.clone()), now).await?;
+            self.recheck_cache(&mut tx, &cache).await?;
+            if !uploads::prolong(&mut tx, id, self.upload_end(now)).await? {
+                return Err(Conflict::State(CLOSED).into());
+            }
+            uploads::put_part(&mut tx, id, &row).await?;
+            tx.commit().await?;
+            Ok::<_, Error>(now)
+        })
+        .await?;
+        let url =
+            self.inner.storage.presign_part(&stage(&upload), part.number, size_bytes, URL_LIFETIME).await?;
+        let url = url.ok_or(Conflict::State(NOT_DIRECT))?;
+        Ok((url, now.plus_seconds(i64::try_from(URL_LIFETIME.as_secs()).unwrap_or(0))))
+    }
+
+    /// Writes down which of the promised parts arrived, before the bucket's list of them is gone.
+    async fn keep_promised(&self, upload: &UploadRow) -> Result<()> {
+        let mut parts = uploads::parts(&mut *self.inner.db.read().await?, upload.id).await?;
+        parts.retain(|part| part.tag == PROMISED);
+        self.look_for_promised(upload, &mut parts).await?;
+        if parts.is_empty() {
+            return Ok(());
+        }
+        restarting(|| async {
+            let mut tx = self.inner.db.begin(Gate::Shared).await?;
+            for part in &parts {
+                uploads::put_part(&mut tx, upload.id, part).await?;
+            }
+            tx.commit().await
+        })
+        .await?;
+        Ok(())
     }
 
     async fn own_upload(&self, cache: &CacheRow, pusher: &TokenCaller, id: Uuid) -> Result<UploadRow> {
@@ -265,6 +366,7 @@ impl Service {
         _place: Place,
     ) -> Result<()> {
         let started = std::time::Instant::now();
+        self.keep_promised(upload).await?;
         let parts = restarting(|| async {
             let now = self.inner.clock.now();
             let mut tx = self.inner.db.begin(Gate::Shared).await?;
@@ -393,11 +495,12 @@ impl Service {
 }
 
 /// The parts of the whole file: all there, each of its size.
-fn whole_parts(rows: Vec<PartRow>, part_size_bytes: u64, whole: WholeFile) -> Result<Vec<StagedPart>> {
+fn whole_parts(mut rows: Vec<PartRow>, part_size_bytes: u64, whole: WholeFile) -> Result<Vec<StagedPart>> {
     let refused = |number, why: String| Error::from(Rejection::UploadPart { number, why });
     if whole.parts == 0 {
         return Err(Rejection::value("parts", "a file has one at least").into());
     }
+    rows.retain(|row| row.tag != PROMISED);
     let mut rows = rows.into_iter();
     let mut parts = Vec::new();
     for number in 1..=whole.parts {
@@ -418,10 +521,6 @@ fn whole_parts(rows: Vec<PartRow>, part_size_bytes: u64, whole: WholeFile) -> Re
         return Err(Rejection::value("file_size_bytes", why).into());
     }
     Ok(parts)
-}
-
-fn details(row: UploadRow, parts: Vec<PartRow>) -> UploadDetails {
-    UploadDetails { id: row.id, part_size_bytes: row.part_size_bytes, expires_at: row.expires_at, parts }
 }
 
 fn stage(row: &UploadRow) -> Stage {
@@ -447,6 +546,13 @@ const UNFINISHED_MAX: i64 = 256;
 /// Uploads that end in one transaction of the sweeper.
 const EXPIRED_AT_ONCE: i64 = 50;
 
+/// How long a URL works by which a part goes straight to the bucket: a part of 64 MiB at 72 KiB/s.
+const URL_LIFETIME: Duration = Duration::from_secs(900);
+
+/// In place of the tag of a part that is to go straight to the bucket, until it is seen there. No bucket gives this.
+const PROMISED: &str = "promised";
+
+const NOT_DIRECT: &str = "this server takes parts itself; send it there";
 const TOO_MANY_UNFINISHED: &str =
     "256 uploads of this contributor are unfinished; complete or delete some, or wait until they expire";
 const CLOSED: &str = "the upload is being verified or is gone, and takes no parts";

@@ -53,6 +53,7 @@ pub(super) struct S3 {
     patience: Patience,
     object_size_bytes_max: u64,
     part_size_bytes: u64,
+    copy_size_bytes: u64,
     instance: Uuid,
     uploads: AtomicU64,
     buffered: Arc<BufferGauge>,
@@ -114,6 +115,7 @@ impl S3 {
             patience,
             object_size_bytes_max: settings.object_size_bytes_max,
             part_size_bytes: part_size_bytes(settings.object_size_bytes_max),
+            copy_size_bytes: settings.copy_size_bytes,
             instance,
             uploads: AtomicU64::new(0),
             buffered: Arc::default(),
@@ -239,20 +241,9 @@ impl S3 {
     }
 
     pub(super) async fn presign_get(&self, key: &ObjectKey, lifetime: Duration) -> Result<Url> {
-        const WRONG: StorageError =
-            StorageError::Setting { setting: "lifetime of a URL", problem: "not 1 second to 7 days" };
-        if lifetime < Duration::from_secs(1) {
-            return Err(WRONG);
-        }
-        let config = PresigningConfig::expires_in(lifetime).map_err(|_| WRONG)?;
         let request = self.client.get_object().bucket(&self.bucket).key(self.path(key));
-        let presigned =
-            request.presigned(config).await.map_err(|error| Fault::of(error).into_error("sign a URL"))?;
-        Url::parse(presigned.uri()).map_err(|source| StorageError::Unavailable {
-            action: "sign a URL",
-            retryable: false,
-            source: source.into(),
-        })
+        let presigned = request.presigned(presigning(lifetime)?).await;
+        parse_url(presigned.map_err(|error| Fault::of(error).into_error(SIGN))?.uri())
     }
 
     pub(super) async fn abort_stale_uploads(&self, older_than: SystemTime) -> Result<u64> {
@@ -351,6 +342,25 @@ impl fmt::Display for S3 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "s3://{}/{}", self.bucket, self.prefix)
     }
+}
+
+const SIGN: &str = "sign a URL";
+
+fn presigning(lifetime: Duration) -> Result<PresigningConfig> {
+    const WRONG: StorageError =
+        StorageError::Setting { setting: "lifetime of a URL", problem: "not 1 second to 7 days" };
+    if lifetime < Duration::from_secs(1) {
+        return Err(WRONG);
+    }
+    PresigningConfig::expires_in(lifetime).map_err(|_| WRONG)
+}
+
+fn parse_url(text: &str) -> Result<Url> {
+    Url::parse(text).map_err(|source| StorageError::Unavailable {
+        action: SIGN,
+        retryable: false,
+        source: source.into(),
+    })
 }
 
 /// One object of a listing, named from `root` on.

@@ -5,11 +5,12 @@
 //! tag, so what was verified is what becomes the object. Never decides whether it may become one.
 
 use std::collections::HashSet;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use url::Url;
 use uuid::Uuid;
 
 use super::error::{Result, StorageError};
@@ -69,6 +70,37 @@ impl Storage {
                 disk.put(&key, bytes).await.map(|()| String::new())
             }
             Backend::S3(s3) => s3.put_part(&ObjectKey::Staged(stage.id), &stage.name, number, bytes).await,
+        }
+    }
+
+    /// Whether parts can go straight to the bucket.
+    pub fn takes_direct_parts(&self) -> bool {
+        matches!(self.backend, Backend::S3(_))
+    }
+
+    /// A URL by which a part of exactly `size_bytes` goes straight to the bucket for `lifetime`; `None` where there is
+    /// no such thing. The URL is a secret of its own.
+    pub async fn presign_part(
+        &self,
+        stage: &Stage,
+        number: u32,
+        size_bytes: u64,
+        lifetime: Duration,
+    ) -> Result<Option<Url>> {
+        match &self.backend {
+            Backend::Disk(_) => Ok(None),
+            Backend::S3(s3) => {
+                let key = ObjectKey::Staged(stage.id);
+                s3.presign_part(&key, &stage.name, number, size_bytes, lifetime).await.map(Some)
+            }
+        }
+    }
+
+    /// Number, size in bytes and tag of each part that went straight to the bucket. None of an upload that is closed.
+    pub async fn parts_in_bucket(&self, stage: &Stage) -> Result<Vec<(u32, u64, String)>> {
+        match &self.backend {
+            Backend::Disk(_) => Ok(Vec::new()),
+            Backend::S3(s3) => s3.list_parts(&ObjectKey::Staged(stage.id), &stage.name).await,
         }
     }
 

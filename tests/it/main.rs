@@ -30,6 +30,7 @@ mod revocation;
 mod secrets;
 mod signature_log;
 mod slots;
+mod staging;
 mod storage;
 mod support;
 mod tidy;

@@ -3,15 +3,17 @@
 
 use bytes::Bytes;
 use data_encoding::BASE64;
-use narvault::api::{PathQuery, RevokeRequest, UploadComplete, UploadOpen, UploadPart, UploadView};
+use narvault::api::{
+    PartUrl, PartUrlRequest, PathQuery, RevokeRequest, UploadComplete, UploadOpen, UploadPart, UploadView,
+};
 use narvault::nix::hash::Sha256Digest;
 use narvault::time::{Clock, Timestamp};
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::client::{Answer, Http, TestPath, Token, lines};
-use crate::support::database::on_each_database;
-use crate::support::server::{Backend, TestServer, on_each_backend};
+use crate::support::database::{DatabaseKind, on_each_database};
+use crate::support::server::{Backend, StorageKind, TestServer, on_each_backend};
 use crate::support::until;
 
 const UPLOADS: &str = "/api/v1/caches/main/uploads";
@@ -21,7 +23,7 @@ const PART: usize = 5 << 20;
 
 /// Two parts and a bit.
 fn large(name: &str) -> TestPath {
-    TestPath::new(name, name.repeat(11 << 20).as_bytes()[..11 << 20].to_vec())
+    TestPath::new(name, &name.repeat(11 << 20).as_bytes()[..11 << 20])
 }
 
 fn parts(path: &TestPath) -> Vec<Bytes> {
@@ -399,4 +401,77 @@ async fn an_upload_goes_on_after_kill_on_sqlite_and_disk() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upload_goes_on_after_kill_on_postgres_and_real_s3() {
     goes_on_after_kill(Backend::POSTGRES_REAL_S3).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parts_go_straight_to_a_bucket_if_the_server_is_set_so() {
+    // The server in this process lists parts without their tags.
+    let backend = Backend { database: DatabaseKind::Sqlite, storage: StorageKind::RealS3 };
+    let Some(server) = TestServer::spawn(backend, &[("NARVAULT_UPLOADS_DIRECT", "true")]).await else {
+        return println!("skipped: {backend:?} is not here");
+    };
+    let alice = pusher(&server).await;
+    let path = large("thing");
+    let parts = parts(&path);
+    let upload = open(&alice.http, &path).await;
+    assert!(upload.direct);
+    let ask = async |number: usize, part: &Bytes| -> PartUrl {
+        let url = format!("{UPLOADS}/{}/parts/{number}/url", upload.id);
+        let body = PartUrlRequest { size_bytes: part.len() as u64, sha256: Sha256Digest::of(part).hex() };
+        let answer = call(&alice.http, Method::POST, &url, Some(json!(body))).await;
+        serde_json::from_slice(&answer.assert_status(200).body).unwrap()
+    };
+    let bucket = reqwest::Client::builder().no_proxy().build().unwrap();
+    let send =
+        async |place: &PartUrl, part: &Bytes| bucket.put(&place.url).body(part.clone()).send().await.unwrap();
+    let place = ask(1, &parts[0]).await;
+    assert_eq!(send(&place, &parts[0]).await.status(), 200);
+    // Asked for, and never sent.
+    ask(2, &parts[1]).await;
+
+    let found = open(&alice.http, &path).await;
+
+    assert_eq!((found.id, found.parts), (upload.id.clone(), vec![as_listed(1, &parts[0])]));
+    let missing = complete(&alice.http, &upload.id, &completion(&path)).await;
+    assert_problem(&missing, 422, "rejected", "part 2 of the upload: it is missing");
+    let place = ask(2, &parts[1]).await;
+    assert_eq!(send(&place, &parts[1]).await.status(), 200);
+    // One goes through the server all the same.
+    put_part(&alice.http, &upload.id, 3, &parts[2]).await.assert_status(200);
+    complete(&alice.http, &upload.id, &completion(&path)).await.assert_status(204);
+    assert_published(&server, &alice.http, &path).await;
+
+    // A bucket is believed no more than a client.
+    let other = large("other");
+    let upload = open(&alice.http, &other).await;
+    for (number, part) in (1..).zip(cut(&other.file)) {
+        let url = format!("{UPLOADS}/{}/parts/{number}/url", upload.id);
+        let body = PartUrlRequest { size_bytes: part.len() as u64, sha256: Sha256Digest::of(&part).hex() };
+        let answer = call(&alice.http, Method::POST, &url, Some(json!(body))).await;
+        let place: PartUrl = serde_json::from_slice(&answer.assert_status(200).body).unwrap();
+        let lie = Bytes::from(vec![0; part.len()]);
+        assert_eq!(send(&place, &lie).await.status(), 200);
+    }
+    let refused = complete(&alice.http, &upload.id, &completion(&other)).await;
+    assert_problem(&refused, 422, "rejected", "neither a plain NAR");
+    assert!(!is_stored(&alice.http, &other).await);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_takes_parts_itself_gives_no_url() {
+    // A folder has none to give, whatever the server is set to.
+    let settings = [("NARVAULT_UPLOADS_DIRECT", "true")];
+    let server = TestServer::start_with(Backend::SQLITE_DISK, &settings).await.unwrap();
+    let alice = pusher(&server).await;
+    let path = large("thing");
+    let upload = open(&alice.http, &path).await;
+    let body = json!(PartUrlRequest { size_bytes: 1, sha256: Sha256Digest::of(b"x").hex() });
+
+    let refused =
+        call(&alice.http, Method::POST, &format!("{UPLOADS}/{}/parts/1/url", upload.id), Some(body)).await;
+
+    assert!(!upload.direct);
+    assert_problem(&refused, 409, "state", "takes parts itself");
+    server.stop().await;
 }

@@ -176,6 +176,14 @@ fn examples() -> BTreeMap<&'static str, Value> {
         ("Page_KeyView", value(&page(key))),
         ("Page_PathSummary", value(&page_of_paths)),
         ("Page_TokenView", value(&page(token.clone()))),
+        (
+            "PartUrl",
+            value(&PartUrl {
+                url: "https://s3.example.org/bucket/…?partNumber=1&uploadId=…&X-Amz-Signature=…".into(),
+                expires_at: "2026-11-22T13:25:00.000Z".into(),
+            }),
+        ),
+        ("PartUrlRequest", value(&PartUrlRequest { size_bytes: part().size_bytes, sha256: part().sha256 })),
         ("PathDelete", value(&PathDelete { reason: "holds a password".into() })),
         (
             "PathDeleted",

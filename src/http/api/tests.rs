@@ -20,6 +20,7 @@ const OPERATIONS: &[(&str, &str)] = &[
     ("get", "/api/v1/caches/{cache}/uploads/{id}"),
     ("delete", "/api/v1/caches/{cache}/uploads/{id}"),
     ("put", "/api/v1/caches/{cache}/uploads/{id}/parts/{number}"),
+    ("post", "/api/v1/caches/{cache}/uploads/{id}/parts/{number}/url"),
     ("post", "/api/v1/caches/{cache}/uploads/{id}/complete"),
     ("get", "/api/v1/caches/{cache}/paths"),
     ("get", "/api/v1/caches/{cache}/paths/{hash}"),

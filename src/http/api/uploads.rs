@@ -15,7 +15,7 @@ use super::extract::{Holder, Named, PathName, Result, Unread};
 use super::refusals::{Conflicts, Sealed, ToSome, Unknown, WithBody, WithPart};
 use super::tokens::parse;
 use crate::access::CacheName;
-use crate::api::{PARTS_MAX, UploadComplete, UploadOpen, UploadPart, UploadView};
+use crate::api::{PARTS_MAX, PartUrl, PartUrlRequest, UploadComplete, UploadOpen, UploadPart, UploadView};
 use crate::http::App;
 use crate::nix::hash::Sha256Digest;
 use crate::service::{Error, NewPart, PartRow, Rejection, UploadDetails, WholeFile};
@@ -55,6 +55,12 @@ impl FromStr for PartNumber {
         let digits = text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
         let number = text.parse().ok().filter(|number| digits && (1..=PARTS_MAX).contains(number));
         Ok(Self(number))
+    }
+}
+
+impl PartNumber {
+    fn number(&self) -> std::result::Result<u32, Rejection> {
+        self.0.ok_or_else(|| Rejection::value("number", format!("is not from 1 to {PARTS_MAX}")))
     }
 }
 
@@ -139,14 +145,47 @@ pub(super) async fn put_part(
     app.service.require_open()?;
     let mut body = body.stream("application/octet-stream", PART_SIZE_BYTES_MAX, "the part")?;
     let put = async {
-        let number = number.0.ok_or_else(|| Rejection::value("number", "is not from 1 to 10000"))?;
         let sha256 = content_digest(&headers)?;
-        let part = NewPart { number, sha256, stated_size: body.stated_size() };
+        let part = NewPart { number: number.number()?, sha256, stated_size: body.stated_size() };
         app.service.put_part(&call, &cache, id, part, &mut body).await
     };
     let put = put.await;
     body.drop_politely();
     Ok(Json(part_view(put?)))
+}
+
+/// Ask where a part may go straight to the storage
+///
+/// By one PUT of exactly so many bytes, where the upload says `direct`. The URL is a secret, and outlives the token's
+/// revocation by its 900 s; but nothing that it brings becomes a file without a live token.
+#[utoipa::path(
+    post, path = "/api/v1/caches/{cache}/uploads/{id}/parts/{number}/url", operation_id = "upload_part_url",
+    tag = "push",
+    params(("cache" = String, Path, description = "The cache's name"),
+        ("id" = String, Path, description = "The upload's id"),
+        ("number" = u32, Path, description = "From 1 to 10 000")),
+    request_body = PartUrlRequest,
+    responses((status = 200, description = "The URL", body = PartUrl),
+        ToSome, Unknown, Conflicts, Sealed, WithBody),
+    security(("bearer" = ["push:{cache}"]), ("basic" = ["push:{cache}"])),
+)]
+pub(super) async fn part_url(
+    State(app): State<App>,
+    Holder(call): Holder,
+    Named(cache): Named<CacheName>,
+    Named(id): Named<UploadName>,
+    Named(number): Named<PartNumber>,
+    body: Unread,
+) -> Result<Json<PartUrl>> {
+    app.service.cache_to_push(&call, &cache).await?;
+    let id = id.id()?;
+    app.service.show_upload(&call, &cache, id).await?;
+    app.service.require_open()?;
+    let PartUrlRequest { size_bytes, sha256 } = body.json().await?;
+    let sha256 = Sha256Digest::from_hex(&sha256).map_err(|error| Rejection::value("sha256", error))?;
+    let part = NewPart { number: number.number()?, sha256, stated_size: Some(size_bytes) };
+    let (url, expires_at) = app.service.part_url(&call, &cache, id, part, size_bytes).await?;
+    Ok(Json(PartUrl { url: url.into(), expires_at: expires_at.rfc3339() }))
 }
 
 /// Complete an upload in parts
@@ -217,7 +256,7 @@ fn view(details: UploadDetails) -> UploadView {
         part_size_bytes: details.part_size_bytes,
         expires_at: details.expires_at.rfc3339(),
         parts: details.parts.into_iter().map(part_view).collect(),
-        direct: false,
+        direct: details.direct,
     }
 }
 

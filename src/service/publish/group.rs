@@ -190,7 +190,7 @@ impl Service {
             let Accepted { candidate, undeclared_refs, meets } = one;
             let verified = &candidate.verified;
             let mut one = Written {
-                candidate: *candidate,
+                candidate,
                 path_id: String::new(),
                 claim_id: self.new_id(now),
                 published: Published::New,

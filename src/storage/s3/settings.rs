@@ -30,6 +30,9 @@ pub struct S3Settings {
     /// The largest object. Parts are 8 MiB, which suffices for 78 GiB; a higher limit makes all parts
     /// of all uploads larger, since some servers (R2) want them equal and there may be 10 000.
     pub object_size_bytes_max: u64,
+    /// Largest piece that one request copies within the bucket. The protocol allows 5 GiB, but a server that really
+    /// copies must answer within `patience`.
+    pub copy_size_bytes: u64,
     pub patience: Patience,
 }
 
@@ -96,6 +99,7 @@ impl S3Settings {
             checksums: Checksums::default(),
             credentials: None,
             object_size_bytes_max: 64 << 30,
+            copy_size_bytes: 512 << 20,
             patience: Patience::default(),
         }
     }
@@ -122,6 +126,9 @@ impl S3Settings {
         // S3 allows parts of 5 GiB, but three of them lie in memory: 128 MiB is for 1.2 TiB already.
         if part_size_bytes(self.object_size_bytes_max) > 128 << 20 {
             return wrong("object_size_bytes_max", "more than 1.2 TiB");
+        }
+        if !(5 << 20..=5 << 30).contains(&self.copy_size_bytes) {
+            return wrong("copy_size_bytes", "not 5 MiB to 5 GiB");
         }
         Ok(())
     }

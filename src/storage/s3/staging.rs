@@ -3,22 +3,20 @@
 //! Never completes one object twice: what is closed already is recognised by its size.
 
 use std::collections::HashSet;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use aws_sdk_s3::primitives::{ByteStream, DateTime};
 use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, MetadataDirective};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use url::Url;
 use uuid::Uuid;
 
 use super::fault::Fault;
-use super::{Checksums, S3};
+use super::{Checksums, S3, SIGN, parse_url, presigning};
 use crate::storage::error::{Result, StorageError};
 use crate::storage::key::{Folder, ObjectKey};
 use crate::storage::staging::StagedPart;
-
-/// Largest piece that one request copies. The protocol allows 5 GiB, but a server that really copies must answer in time.
-const COPIED_AT_ONCE_BYTES: u64 = 512 << 20;
 
 /// Pieces of one object that are copied at once.
 const COPIES_AT_ONCE: usize = 4;
@@ -64,6 +62,50 @@ impl S3 {
             answer.e_tag.ok_or(StorageError::Damaged("the answer does not say what the part is called"))?;
         // Where the upload was begun with checksums, its end wants them again.
         Ok(answer.checksum_crc32.map_or(tag.clone(), |checksum| format!("{tag} {checksum}")))
+    }
+
+    pub(in crate::storage) async fn presign_part(
+        &self,
+        key: &ObjectKey,
+        upload_id: &str,
+        number: u32,
+        size_bytes: u64,
+        lifetime: Duration,
+    ) -> Result<Url> {
+        let request = self
+            .client
+            .upload_part()
+            .bucket(&self.bucket)
+            .key(self.path(key))
+            .upload_id(upload_id)
+            .part_number(i32::try_from(number).unwrap_or(i32::MAX))
+            .content_length(i64::try_from(size_bytes).unwrap_or(i64::MAX));
+        let presigned = request.presigned(presigning(lifetime)?).await;
+        parse_url(presigned.map_err(|error| Fault::of(error).into_error(SIGN))?.uri())
+    }
+
+    pub(in crate::storage) async fn list_parts(
+        &self,
+        key: &ObjectKey,
+        upload_id: &str,
+    ) -> Result<Vec<(u32, u64, String)>> {
+        let request = self.client.list_parts().bucket(&self.bucket).key(self.path(key)).upload_id(upload_id);
+        let mut parts = request.into_paginator().items().send();
+        let mut found = Vec::new();
+        while let Some(part) = parts.next().await {
+            let part = match part.map_err(Fault::of) {
+                Ok(part) => part,
+                Err(fault) if fault.is_no_upload() => return Ok(Vec::new()),
+                Err(fault) => return Err(fault.into_error("list the parts of an upload")),
+            };
+            let number = part.part_number().and_then(|number| u32::try_from(number).ok());
+            let size_bytes = part.size().and_then(|size| u64::try_from(size).ok());
+            if let (Some(number), Some(size_bytes), Some(tag)) = (number, size_bytes, part.e_tag()) {
+                let checksum = part.checksum_crc32().map_or(String::new(), |checksum| format!(" {checksum}"));
+                found.push((number, size_bytes, format!("{tag}{checksum}")));
+            }
+        }
+        Ok(found)
     }
 
     pub(in crate::storage) async fn close_staging(
@@ -118,7 +160,7 @@ impl S3 {
         size_bytes: u64,
         to: &ObjectKey,
     ) -> Result<()> {
-        let copied = if size_bytes <= COPIED_AT_ONCE_BYTES {
+        let copied = if size_bytes <= self.copy_size_bytes {
             self.client
                 .copy_object()
                 .copy_source(self.copy_source(from))
@@ -145,9 +187,9 @@ impl S3 {
         to: &ObjectKey,
     ) -> std::result::Result<(), Fault> {
         let upload_id = &self.begin_multipart(to).await?;
-        let starts = (0..size_bytes).step_by(COPIED_AT_ONCE_BYTES as usize);
+        let starts = (0..size_bytes).step_by(self.copy_size_bytes as usize);
         let copies = (1..).zip(starts).map(|(number, start)| async move {
-            let last = (start + COPIED_AT_ONCE_BYTES).min(size_bytes) - 1;
+            let last = (start + self.copy_size_bytes).min(size_bytes) - 1;
             let answer = self
                 .client
                 .upload_part_copy()
@@ -186,9 +228,12 @@ impl S3 {
     }
 
     pub(in crate::storage) async fn remove_staging(&self, key: &ObjectKey, upload_id: &str) -> Result<()> {
+        // What is closed is an object, and no upload any more.
+        if self.size(key).await?.is_some() {
+            return self.delete(key, self.patience.answer).await;
+        }
         let aborted = self.abort(&self.path(key), upload_id).await;
-        aborted.map_err(|fault| fault.into_error("abort an upload"))?;
-        self.delete(key, self.patience.answer).await
+        aborted.map_err(|fault| fault.into_error("abort an upload"))
     }
 
     /// Ends uploads in parts that nobody knows.

@@ -52,6 +52,8 @@ impl S3Server {
                 secret_access_key: SECRET_ACCESS_KEY.into(),
             }),
             patience: Patience { backoff: std::time::Duration::from_millis(5), ..Patience::default() },
+            // As small as can be, so that copies in pieces are tried.
+            copy_size_bytes: 5 << 20,
             ..S3Settings::new(BUCKET, "us-east-1")
         }
     }

@@ -80,6 +80,8 @@ impl TestStorage {
                 access_key_id: variable("ACCESS_KEY")?,
                 secret_access_key: variable("SECRET_KEY")?.into(),
             }),
+            // As small as can be, so that copies in pieces are tried.
+            copy_size_bytes: 5 << 20,
             ..S3Settings::new(variable("BUCKET")?, variable("REGION")?)
         };
         Some(Self::open(Settings::S3(settings.into()), Kept::Nothing).await)
