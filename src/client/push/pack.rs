@@ -5,7 +5,7 @@
 
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -88,21 +88,64 @@ pub enum PackError {
     Abandoned,
 }
 
-/// A piece of a file, and the room that it takes.
+/// A piece of a file.
 pub struct Part {
     /// From 1.
     pub number: u32,
+    /// Where they fill a buffer of the room, it goes back when the last copy of them is dropped.
     pub bytes: Bytes,
     pub sha256: Sha256Digest,
-    /// Given back when the part is dropped.
-    _room: Option<OwnedSemaphorePermit>,
+}
+
+/// Buffers for parts, made once and used again and again: an allocator keeps what it is given back, in as many places
+/// as there are threads.
+pub struct Room {
+    buffers: Arc<Semaphore>,
+    free: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Room {
+    /// Room for so many parts at once.
+    pub fn new(parts: usize) -> Arc<Self> {
+        Arc::new(Self { buffers: Arc::new(Semaphore::new(parts)), free: Mutex::default() })
+    }
+
+    /// Waits for a buffer; may block.
+    fn take(self: &Arc<Self>) -> io::Result<Buffer> {
+        let permit = tokio::runtime::Handle::current().block_on(self.buffers.clone().acquire_owned());
+        let permit = permit.map_err(io::Error::other)?;
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let bytes = free.unwrap_or_else(|| Vec::with_capacity(PART_SIZE_BYTES));
+        Ok(Buffer { bytes, room: self.clone(), _permit: permit })
+    }
+}
+
+/// A buffer of the room, which goes back there.
+struct Buffer {
+    bytes: Vec<u8>,
+    room: Arc<Room>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.clear();
+        self.room.free.lock().unwrap_or_else(PoisonError::into_inner).push(bytes);
+    }
 }
 
 #[cfg(test)]
 impl Part {
     /// A part that was never measured.
     pub fn of(bytes: Bytes) -> Self {
-        Self { number: 1, bytes, sha256: Sha256Digest([0; 32]), _room: None }
+        Self { number: 1, bytes, sha256: Sha256Digest([0; 32]) }
     }
 }
 
@@ -127,7 +170,7 @@ pub struct Source<'a> {
 /// Makes the file of a path; parts go to `take` as they are ready, which says whether they are still wanted.
 pub fn pack(
     source: &Source<'_>,
-    room: &Arc<Semaphore>,
+    room: &Arc<Room>,
     take: &mut dyn FnMut(Part) -> bool,
 ) -> Result<Packed, PackError> {
     let Claim { nar_hash: expected, nar_size: size, .. } = *source.claim;
@@ -233,44 +276,35 @@ impl Write for Compressor<'_> {
     }
 }
 
-/// Hashes the file and cuts it. The first [`SMALL_BYTES`] of each part need no room, so that any number of small files
-/// can be under way.
+/// Hashes the file and cuts it. The first [`SMALL_BYTES`] of each part need no buffer of the room, so that any number of
+/// small files can be under way.
 struct Parts<'a> {
     hash: Sha256,
     size: u64,
-    buffer: Vec<u8>,
-    held: Option<OwnedSemaphorePermit>,
-    room: Arc<Semaphore>,
+    /// The part so far, while it is small.
+    small: Vec<u8>,
+    /// The part so far, once it is not.
+    large: Option<Buffer>,
+    room: Arc<Room>,
     sent: u32,
     take: &'a mut dyn FnMut(Part) -> bool,
     abandoned: bool,
 }
 
 impl<'a> Parts<'a> {
-    fn new(room: Arc<Semaphore>, take: &'a mut dyn FnMut(Part) -> bool) -> Self {
-        let (hash, buffer) = (Sha256::new(), Vec::new());
-        Self { hash, size: 0, buffer, held: None, room, sent: 0, take, abandoned: false }
+    fn new(room: Arc<Room>, take: &'a mut dyn FnMut(Part) -> bool) -> Self {
+        let (hash, small) = (Sha256::new(), Vec::new());
+        Self { hash, size: 0, small, large: None, room, sent: 0, take, abandoned: false }
     }
 
-    /// Waits for room for a whole part.
-    fn grow(&mut self) -> io::Result<()> {
-        let room = self.room.clone().acquire_many_owned(PART_ROOM);
-        let held = tokio::runtime::Handle::current().block_on(room);
-        self.held = Some(held.map_err(io::Error::other)?);
-        self.buffer.reserve_exact(PART_SIZE_BYTES - self.buffer.len());
-        Ok(())
+    fn filled(&self) -> usize {
+        self.large.as_ref().map_or(self.small.len(), |buffer| buffer.bytes.len())
     }
 
     fn cut(&mut self) -> Part {
-        let bytes = std::mem::take(&mut self.buffer);
-        let mut room = self.held.take();
-        // What the part does not fill others may have.
-        let needed = bytes.len().div_ceil(ROOM_UNIT_BYTES).min(PART_ROOM as usize);
-        if let Some(held) = &mut room {
-            drop(held.split(PART_ROOM as usize - needed));
-        }
-        let sha256 = Sha256Digest::of(&bytes);
-        Part { number: self.sent + 1, bytes: bytes.into(), sha256, _room: room }
+        let small = std::mem::take(&mut self.small);
+        let bytes = self.large.take().map_or_else(|| small.into(), Bytes::from_owner);
+        Part { number: self.sent + 1, sha256: Sha256Digest::of(&bytes), bytes }
     }
 
     fn send(&mut self) -> bool {
@@ -282,8 +316,12 @@ impl<'a> Parts<'a> {
     }
 
     fn finish(mut self, compression: Compression) -> Option<Packed> {
-        let whole = self.sent == 0 && self.buffer.len() <= WHOLE_BYTES_MAX;
-        let whole = whole.then(|| self.cut());
+        let whole = self.sent == 0 && self.filled() <= WHOLE_BYTES_MAX;
+        let whole = whole.then(|| self.cut()).map(|part| {
+            // It may wait for company: others need the buffer meanwhile.
+            let is_large = part.bytes.len() > SMALL_BYTES;
+            if is_large { Part { bytes: Bytes::copy_from_slice(&part.bytes), ..part } } else { part }
+        });
         if whole.is_none() && !self.send() {
             return None;
         }
@@ -295,15 +333,18 @@ impl<'a> Parts<'a> {
 
 impl Write for Parts<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.buffer.len() == PART_SIZE_BYTES && !self.send() {
+        if self.filled() == PART_SIZE_BYTES && !self.send() {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        let taken = bytes.len().min(PART_SIZE_BYTES - self.buffer.len());
-        if self.held.is_none() && self.buffer.len() + taken > SMALL_BYTES {
-            self.grow()?;
+        let taken = bytes.len().min(PART_SIZE_BYTES - self.filled());
+        if self.large.is_none() && self.small.len() + taken > SMALL_BYTES {
+            let mut buffer = self.room.take()?;
+            buffer.bytes.append(&mut self.small);
+            self.large = Some(buffer);
         }
+        let part = self.large.as_mut().map_or(&mut self.small, |buffer| &mut buffer.bytes);
+        part.extend_from_slice(&bytes[..taken]);
         self.hash.update(&bytes[..taken]);
-        self.buffer.extend_from_slice(&bytes[..taken]);
         self.size += taken as u64;
         Ok(taken)
     }
@@ -319,14 +360,8 @@ pub const PART_SIZE_BYTES: usize = 16 * 1024 * 1024;
 /// Largest file that fits a batch.
 const WHOLE_BYTES_MAX: usize = BATCH_SIZE_BYTES_MAX as usize - FRAME_LINE_BYTES_MAX;
 
-/// Up to this size a file takes no room; most paths of a closure stay below it.
-pub const SMALL_BYTES: usize = 1024 * 1024;
-
-/// What one permit stands for.
-pub const ROOM_UNIT_BYTES: usize = 1024 * 1024;
-
-/// Permits of a whole part.
-const PART_ROOM: u32 = (PART_SIZE_BYTES / ROOM_UNIT_BYTES) as u32;
+/// Up to this size a file takes no buffer of the room; most paths of a closure stay below it.
+const SMALL_BYTES: usize = 1024 * 1024;
 
 /// Above, the window grows beyond what the server takes.
 const ZSTD_LEVEL_MAX: i32 = 19;

@@ -5,14 +5,13 @@
 //!
 //! | what | bytes |
 //! |---|---|
-//! | parts and files above 1 MiB, made and under way | [`ROOM_BYTES`] |
+//! | parts that are made or under way: [`PARTS_AT_ONCE`] of 16 MiB | 48 MiB |
 //! | smaller files that wait for a batch, and batches under way | [`HELD_BYTES_MAX`] and one file for each NAR that is made |
 //! | each NAR that is made: buffers, the compressor (zstd up to level 3: 4 MiB; xz 6: 94 MiB) | about 6 MiB |
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -20,7 +19,7 @@ use tokio::time::Instant;
 use super::super::error::Error;
 use super::super::http::Client;
 use super::batch::{self, Gathered, Small};
-use super::pack::{PackError, Packed, Part, ROOM_UNIT_BYTES, Source, pack};
+use super::pack::{PackError, Packed, Part, Room, Source, pack};
 use super::plan::{Index, Plan, Stored};
 use super::publish::{self, Answered};
 use super::upload::Upload;
@@ -29,8 +28,8 @@ use crate::api::{PUBLISH_PATHS_MAX, Refused};
 use crate::nix::claim::Claim;
 use crate::nix::hash::NarHash;
 
-/// Bytes of parts and larger files at once.
-const ROOM_BYTES: usize = 64 * 1024 * 1024;
+/// Parts that are made or under way at once: one fills while one travels and one is verified.
+const PARTS_AT_ONCE: usize = 3;
 
 /// From this many bytes of small files on no further NAR is begun.
 const HELD_BYTES_MAX: usize = 12 * 1024 * 1024;
@@ -57,7 +56,7 @@ pub async fn run(
         client: client.clone(),
         cache: cache.to_owned(),
         options: options.clone(),
-        room: Arc::new(Semaphore::new(ROOM_BYTES / ROOM_UNIT_BYTES)),
+        room: Room::new(PARTS_AT_ONCE),
         news,
     };
     let mut pipeline = Pipeline {
@@ -87,7 +86,7 @@ struct Shared {
     client: Client,
     cache: String,
     options: PushOptions,
-    room: Arc<Semaphore>,
+    room: Arc<Room>,
     news: UnboundedSender<News>,
 }
 

@@ -28,7 +28,7 @@ async fn packed(contents: Vec<u8>, claim: Claim, packing: Packing) -> (Result<Pa
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("file"), contents).unwrap();
     tokio::task::spawn_blocking(move || {
-        let room = Arc::new(Semaphore::new(3 * PART_ROOM as usize));
+        let room = Room::new(3);
         let real = folder.path().join("file");
         let source = Source { real: &real, claim: &claim, packing, progress: &|_| () };
         let mut parts = Vec::new();
@@ -147,7 +147,7 @@ async fn what_nobody_takes_is_abandoned() {
     let claim = claim_of(&Node::file(contents.clone()).to_nar());
     std::fs::write(folder.path().join("file"), contents).unwrap();
     let result = tokio::task::spawn_blocking(move || {
-        let (room, real) = (Arc::new(Semaphore::new(PART_ROOM as usize)), folder.path().join("file"));
+        let (room, real) = (Room::new(1), folder.path().join("file"));
         let source = Source { real: &real, claim: &claim, packing: none(), progress: &|_| () };
         pack(&source, &room, &mut |_| false)
     });
