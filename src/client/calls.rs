@@ -291,6 +291,20 @@ impl Client {
         self.answer(request.json(body)).await
     }
 
+    /// Sends a part straight to the storage, of an upload that says `direct`.
+    pub async fn upload_part_direct(
+        &self,
+        cache: &str,
+        id: &str,
+        number: u32,
+        part: Bytes,
+    ) -> Result<(), Error> {
+        let sha256 = Sha256Digest::of(&part).hex();
+        let body = PartUrlRequest { size_bytes: part.len() as u64, sha256 };
+        let place = self.upload_part_url(cache, id, number, &body).await?;
+        self.put_elsewhere(&place.url, part).await
+    }
+
     /// Ends an upload: the server verifies the whole file before it answers.
     pub async fn upload_complete(&self, cache: &str, id: &str, body: &UploadComplete) -> Result<(), Error> {
         self.require_token()?;

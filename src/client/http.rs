@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Method, RequestBuilder, Response};
 use secrecy::{ExposeSecret, SecretString};
@@ -17,6 +18,8 @@ use crate::api::Problem;
 #[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
+    /// For addresses that the server gives: without the token.
+    elsewhere: reqwest::Client,
     url: ServerUrl,
     has_token: bool,
     insecure_http: bool,
@@ -30,18 +33,21 @@ impl Client {
         if let Some(token) = token {
             headers.insert(AUTHORIZATION, bearer(token)?);
         }
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("narvault/", env!("CARGO_PKG_VERSION")))
-            .default_headers(headers)
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(CALL_TIMEOUT);
-        if url.is_loopback() {
-            // A proxy for the outside world would see the token in clear, and would call its own machine.
-            builder = builder.no_proxy();
-        }
-        let http = builder.build().map_err(Error::Setup)?;
-        let client = Self { http, url, has_token: token.is_some(), insecure_http };
+        let build = |headers: HeaderMap| {
+            let mut builder = reqwest::Client::builder()
+                .user_agent(concat!("narvault/", env!("CARGO_PKG_VERSION")))
+                .default_headers(headers)
+                .redirect(reqwest::redirect::Policy::none())
+                .connect_timeout(CONNECT_TIMEOUT)
+                .timeout(CALL_TIMEOUT);
+            if url.is_loopback() {
+                // A proxy for the outside world would see the token in clear, and would call its own machine.
+                builder = builder.no_proxy();
+            }
+            builder.build().map_err(Error::Setup)
+        };
+        let (http, elsewhere) = (build(headers)?, build(HeaderMap::new())?);
+        let client = Self { http, elsewhere, url, has_token: token.is_some(), insecure_http };
         if client.has_token {
             client.require_secrecy()?;
         }
@@ -101,6 +107,16 @@ impl Client {
     /// Sends, and reads nothing of a successful answer.
     pub(super) async fn done(&self, request: RequestBuilder) -> Result<(), Error> {
         self.accepted(request).await.map(drop)
+    }
+
+    /// Puts bytes to an address that the server gave, without the token. Never tells the address: it is a secret.
+    pub(super) async fn put_elsewhere(&self, url: &str, bytes: Bytes) -> Result<(), Error> {
+        let sent = self.elsewhere.put(url).body(bytes).send().await;
+        let status = sent.map_err(|source| self.transport_error(source))?.status();
+        if status.is_success() {
+            return Ok(());
+        }
+        Err(Error::Foreign { url: self.url.clone(), status: status.as_u16() })
     }
 
     /// Sends, and gives status and text of any answer, successful or not.

@@ -11,10 +11,10 @@ use narvault::nix::nar::build::Node;
 use serde_json::Value;
 
 use crate::support::client::{TestPath, hash_part, lines};
-use crate::support::database::on_each_database;
+use crate::support::database::{DatabaseKind, on_each_database};
 use crate::support::nix::{Machine, Nix, require_nix};
 use crate::support::proxy::{Manners, Proxy};
-use crate::support::server::{Backend, Ended, TestServer, narvault, on_each_backend};
+use crate::support::server::{Backend, Ended, StorageKind, TestServer, narvault, on_each_backend};
 
 /// A machine with a token for `main`.
 async fn pusher(nix: &Nix, server: &TestServer) -> (Machine, String) {
@@ -555,8 +555,27 @@ async fn every_nix_tells_what_is_to_be_pushed() {
 
         assert!(summary(&ended).starts_with("2 new, 0 already there"), "{}: {ended:?}", nix.version);
         let view = server.admin().path("main", hash_part(&top)).await.unwrap();
-        assert_eq!(view.references, [library.clone()], "{}", nix.version);
+        assert_eq!(view.references, std::slice::from_ref(&library), "{}", nix.version);
         pulled_unchanged(&nix, &server, &alice, &[top, library]).await;
     }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parts_of_a_large_file_go_straight_to_the_bucket_where_the_server_is_set_so() {
+    let nix = require_nix!();
+    let backend = Backend { database: DatabaseKind::Sqlite, storage: StorageKind::RealS3 };
+    let Some(server) = TestServer::spawn(backend, &[("NARVAULT_UPLOADS_DIRECT", "true")]).await else {
+        return println!("skipped: {backend:?} is not here");
+    };
+    let (alice, token) = pusher(&nix, &server).await;
+    let path = alice.add("large", &Node::file(noise("large", 40 << 20)), &[]).await;
+    let proxy = Proxy::before(&server.url, Manners::default()).await;
+
+    let pushed = push(&alice, &proxy.url, &token, &["main", &path]).await;
+
+    assert!(summary(&pushed).starts_with("1 new, 0 already there"), "{pushed:?}");
+    assert!(proxy.largest_body() < 64 << 10, "{} bytes came by the server", proxy.largest_body());
+    pulled_unchanged(&nix, &server, &alice, &[path]).await;
     server.stop().await;
 }

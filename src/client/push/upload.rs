@@ -61,10 +61,15 @@ impl Upload {
             return Ok(());
         }
         let (client, cache, id) = (self.client.clone(), self.cache.clone(), self.view.id.clone());
-        let news = self.news.clone();
+        let (news, direct) = (self.news.clone(), self.view.direct);
         self.sending.spawn(async move {
-            let put = || client.upload_part(&cache, &id, part.number, part.bytes.clone());
-            persist(Patience::LONG, |retry| News::retry(&news, retry), put).await?;
+            let told = |retry| News::retry(&news, retry);
+            let straight = || client.upload_part_direct(&cache, &id, part.number, part.bytes.clone());
+            // A bucket that cannot be reached from here is no obstacle: the server takes the part too.
+            if !direct || persist(Patience::SHORT, told, straight).await.is_err() {
+                let put = || client.upload_part(&cache, &id, part.number, part.bytes.clone());
+                persist(Patience::LONG, told, put).await?;
+            }
             let _ = news.send(News::Sent(size_bytes));
             Ok(())
         });
