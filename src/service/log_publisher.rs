@@ -330,7 +330,7 @@ impl Service {
                 }
                 texts.push(text);
                 index += 1;
-                if index % width == 0 {
+                if index.is_multiple_of(width) {
                     self.publish_bundle(index - width, index, &texts, write).await?;
                     texts.clear();
                 }
