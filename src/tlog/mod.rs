@@ -19,6 +19,7 @@
 //! | [`policy`] | whose checkpoints are believed | Sigsum, torchwood |
 //! | [`shown_leaf`] | a leaf together with what it leaves out | – |
 
+mod base64;
 pub mod bundle;
 pub mod checkpoint;
 pub mod cosignature;

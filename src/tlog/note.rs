@@ -73,7 +73,7 @@ impl NoteSignature {
     /// Reads one line, without its line feed.
     fn parse(line: &str) -> Option<Self> {
         let (name, base64) = line.strip_prefix(SIGNATURE_START)?.split_once(' ')?;
-        let bytes = BASE64.decode(base64.as_bytes()).ok()?;
+        let bytes = super::base64::decode(base64)?;
         let (id, bytes) = bytes.split_first_chunk::<4>()?;
         if bytes.is_empty() {
             return None;

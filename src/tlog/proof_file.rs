@@ -127,7 +127,7 @@ impl ProofFile {
 }
 
 fn parse_extra(base64: &str) -> Result<Vec<u8>, ProofFileError> {
-    let extra = BASE64.decode(base64.as_bytes()).map_err(|_| ProofFileError::Extra)?;
+    let extra = super::base64::decode(base64).ok_or(ProofFileError::Extra)?;
     if extra.len() > EXTRA_SIZE_BYTES_MAX { Err(ProofFileError::Extra) } else { Ok(extra) }
 }
 

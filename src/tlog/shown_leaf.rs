@@ -69,7 +69,7 @@ impl ShownLeaf {
         let private = match rest.strip_prefix(SALT) {
             Some(after) => {
                 let (salt, lines) = after.split_once('\n').ok_or(ShownLeafError::Shape)?;
-                let salt = BASE64.decode(salt.as_bytes()).map_err(|_| ShownLeafError::Shape)?;
+                let salt = super::base64::decode(salt).ok_or(ShownLeafError::Shape)?;
                 Some((salt.try_into().map_err(|_| ShownLeafError::Shape)?, lines.to_owned()))
             }
             None if rest.is_empty() => None,

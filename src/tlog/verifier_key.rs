@@ -170,7 +170,7 @@ impl FromStr for VerifierKey {
         let (name, rest) = text.split_once('+').ok_or(ParseVerifierKeyError::Shape)?;
         let (id, base64) = rest.split_once('+').ok_or(ParseVerifierKeyError::Shape)?;
         let name = name.parse().map_err(ParseVerifierKeyError::Name)?;
-        let bytes = BASE64.decode(base64.as_bytes()).map_err(|_| ParseVerifierKeyError::Base64)?;
+        let bytes = super::base64::decode(base64).ok_or(ParseVerifierKeyError::Base64)?;
         let algorithm = match bytes.first() {
             Some(1) => Algorithm::Ed25519,
             Some(4) => Algorithm::Cosignature,

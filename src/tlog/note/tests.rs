@@ -153,6 +153,7 @@ fn what_is_not_a_note_is_refused_with_its_reason() {
     assert_eq!(parse(&format!("{TEXT}\n{}", PETER_LINE.replace("PeterN", "Peter+N"))), signature(1));
     assert_eq!(parse(&format!("{TEXT}\n{}", PETER_LINE.replace("AM=", "AN="))), signature(1));
     assert_eq!(parse(&format!("{TEXT}\n{}", PETER_LINE.replace('=', ""))), signature(1));
+    assert_eq!(parse(&format!("{TEXT}\n{without}AAAA\n")), signature(1), "padding in the middle");
     assert_eq!(parse(&format!("{TEXT}\n— name x08gow==\n")), signature(1), "no byte after the id");
     assert_eq!(parse(&format!("\u{1}{TEXT}\n{PETER_LINE}")), Err(NoteError::Control));
     assert_eq!(parse(&format!("a\r\n{TEXT}\n{PETER_LINE}")), Err(NoteError::Control));
