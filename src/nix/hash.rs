@@ -5,10 +5,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use data_encoding::{BASE64, HEXLOWER_PERMISSIVE};
+use data_encoding::HEXLOWER_PERMISSIVE;
 use sha2::Digest as _;
 
-use super::base32;
+use super::{base32, base64};
 
 /// Why a text is not a SHA-256 hash in one of the spellings that Nix reads.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -70,7 +70,7 @@ impl Sha256Digest {
 }
 
 fn decode_base64(text: &str) -> Result<Sha256Digest, ParseHashError> {
-    let bytes = BASE64.decode(text.as_bytes()).map_err(|_| ParseHashError::Digest)?;
+    let bytes = base64::decode(text).ok_or(ParseHashError::Digest)?;
     bytes.try_into().map(Sha256Digest).map_err(|_| ParseHashError::Digest)
 }
 
@@ -138,6 +138,7 @@ hash_of! {
 
 #[cfg(test)]
 mod tests {
+    use data_encoding::BASE64;
     use proptest::prelude::*;
 
     use super::*;

@@ -3,6 +3,7 @@
 //! Never does I/O, never waits, never asks for the time. What is trusted is said by the type.
 
 pub mod base32;
+mod base64;
 pub mod cache_info;
 pub mod claim;
 pub mod compression;
