@@ -192,24 +192,8 @@ pub async fn states(
     cache: CacheId,
     files: impl IntoIterator<Item = NarFileName>,
 ) -> Result<HashMap<NarFileName, (FileState, i64)>> {
-    let statement = Dialect::of(connection).pick(
-        "SELECT file_hash, ext, state, generation FROM measured WHERE cache_id = $1 \
-         AND file_hash IN (SELECT json_array_elements_text($2::json))",
-        "SELECT file_hash, ext, state, generation FROM measured WHERE cache_id = $1 \
-         AND file_hash IN (SELECT value FROM json_each($2))",
-    );
-    let rows: Vec<(String, String, String, i64)> = sqlx::query_as(statement)
-        .bind(cache.to_string())
-        .bind(json_list(files.into_iter().map(|file| file.hash.base32())))
-        .fetch_all(connection)
-        .await?;
-    rows.into_iter()
-        .map(|(hash, ext, state, generation)| {
-            let file = file_name(&hash, &ext).ok_or_else(|| corrupt("measured", "file_hash", &hash))?;
-            let state = FileState::parse(&state).ok_or_else(|| corrupt("measured", "state", &hash))?;
-            Ok((file, (state, generation)))
-        })
-        .collect()
+    let standings = standings(connection, cache, files).await?;
+    Ok(standings.into_iter().map(|row| (row.file, (row.state, row.generation))).collect())
 }
 
 /// Of these files, those that have a row in this cache, and how they stand.
@@ -219,21 +203,21 @@ pub async fn standings(
     files: impl IntoIterator<Item = NarFileName>,
 ) -> Result<Vec<Standing>> {
     let statement = Dialect::of(connection).pick(
-        "SELECT id, file_hash, ext, state, stored_at FROM measured \
+        "SELECT id, file_hash, ext, state, generation, stored_at FROM measured \
          WHERE cache_id = $1 AND file_hash IN (SELECT json_array_elements_text($2::json))",
-        "SELECT id, file_hash, ext, state, stored_at FROM measured \
+        "SELECT id, file_hash, ext, state, generation, stored_at FROM measured \
          WHERE cache_id = $1 AND file_hash IN (SELECT value FROM json_each($2))",
     );
-    let rows: Vec<(String, String, String, String, i64)> = sqlx::query_as(statement)
+    let rows: Vec<(String, String, String, String, i64, i64)> = sqlx::query_as(statement)
         .bind(cache.to_string())
         .bind(json_list(files.into_iter().map(|file| file.hash.base32())))
         .fetch_all(connection)
         .await?;
     rows.into_iter()
-        .map(|(id, hash, ext, state, stored_at)| {
+        .map(|(id, hash, ext, state, generation, stored_at)| {
             let file = file_name(&hash, &ext).ok_or_else(|| corrupt("measured", "file_hash", &id))?;
             let state = FileState::parse(&state).ok_or_else(|| corrupt("measured", "state", &id))?;
-            Ok(Standing { id, file, state, stored_at: Timestamp(stored_at) })
+            Ok(Standing { id, file, state, generation, stored_at: Timestamp(stored_at) })
         })
         .collect()
 }
@@ -244,6 +228,8 @@ pub struct Standing {
     pub id: String,
     pub file: NarFileName,
     pub state: FileState,
+    /// Counts each time the object was made or doomed.
+    pub generation: i64,
     pub stored_at: Timestamp,
 }
 
