@@ -42,6 +42,8 @@
 //!   whatever revokes, suspends, deletes or seals passes it exclusive; bookkeeping that neither depends on rights nor
 //!   changes them goes around it ([`db::Gate`]). The log's row is locked last.
 //! - Signature, evidence, leaf and outbox row are committed together, or not at all.
+//! - What is acknowledged is on the disk. Bookkeeping that is done once more where a power failure takes it waits for no
+//!   flush (`Db::begin_lazy`, `Storage::put_soon`).
 //! - Reads need no key: paths are signed when they are published. A sealed server reads and revokes.
 //! - A request never panics the process; an error never holds a secret; each limit is stated, and named when it is hit.
 //!
