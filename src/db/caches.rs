@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use super::dialect::{Dialect, json_list};
-use super::{Connection, PageBounds, Result, corrupt, one_row, page_sql};
+use super::{Connection, PageBounds, Result, corrupt, epoch, one_row, page_sql};
 use crate::access::{CacheId, CacheName};
 use crate::nix::signature::PublicKey;
 use crate::nix::store_path::StorePathHash;
@@ -216,7 +216,8 @@ pub async fn insert(connection: &mut Connection, cache: &CacheRow) -> Result<()>
     insert_upstreams(connection, cache).await
 }
 
-/// Writes down what may change of a cache: visibility, priority, upstreams and what is done with them.
+/// Writes down what may change of a cache (visibility, priority, upstreams and what is done with them), and has every
+/// replica forget what it knows of it.
 pub async fn update(connection: &mut Connection, cache: &CacheRow) -> Result<()> {
     let result = sqlx::query(
         "UPDATE caches SET visibility = $2, priority = $3, upstream_paths = $4, undeclared_references = $5 \
@@ -234,16 +235,18 @@ pub async fn update(connection: &mut Connection, cache: &CacheRow) -> Result<()>
         .bind(cache.id.to_string())
         .execute(&mut *connection)
         .await?;
-    insert_upstreams(connection, cache).await
+    insert_upstreams(connection, cache).await?;
+    epoch::advance(connection).await
 }
 
-/// Marks a cache as deleted. False: it was already.
+/// Marks a cache as deleted, and has every replica forget it. False: it was already.
 pub async fn delete(connection: &mut Connection, id: CacheId, now: Timestamp) -> Result<bool> {
     let result = sqlx::query("UPDATE caches SET deleted_at = $2 WHERE id = $1 AND deleted_at IS NULL")
         .bind(id.to_string())
         .bind(now.0)
-        .execute(connection)
+        .execute(&mut *connection)
         .await?;
+    epoch::advance(connection).await?;
     Ok(result.rows_affected() == 1)
 }
 

@@ -298,8 +298,10 @@ mod tests {
                 let claim = testing::published_path(&mut tx, cache, number, 10 + number).await;
                 let by = if number == 2 { other } else { ci };
                 for act in ["first", "again"] {
+                    let source = Source::Contributor(by);
                     let id = format!("{number}-{act}");
-                    evidence::insert(&mut tx, &id, &claim, &Source::Contributor(by), token, NOON).await.unwrap();
+                    let new = evidence::NewEvidence { id, claim_id: claim.clone(), source, token };
+                    evidence::insert_all(&mut tx, &[new], NOON).await.unwrap();
                 }
             }
 

@@ -42,40 +42,33 @@ pub struct EvidenceRow {
     pub void: bool,
 }
 
-/// Writes down that `source` supports the claim.
-pub async fn insert(
-    connection: &mut Connection,
-    id: &str,
-    claim_id: &str,
-    source: &Source,
-    token: TokenId,
-    now: Timestamp,
-) -> Result<()> {
-    insert_all(connection, &[(id.to_owned(), claim_id)], source, token, now).await
+/// An act of support to write down.
+#[derive(Debug, Clone)]
+pub struct NewEvidence {
+    pub id: String,
+    pub claim_id: String,
+    pub source: Source,
+    pub token: TokenId,
 }
 
-/// Writes down that `source` supports claims, each with the id of its row before it.
-pub async fn insert_all(
-    connection: &mut Connection,
-    claims: &[(String, &str)],
-    source: &Source,
-    token: TokenId,
-    now: Timestamp,
-) -> Result<()> {
+/// Writes acts of support down.
+pub async fn insert_all(connection: &mut Connection, new: &[NewEvidence], now: Timestamp) -> Result<()> {
     let statement = with_json_rows!(
         connection,
         "INSERT INTO evidence (id, claim_id, source_kind, source_id, token_id, at) \
-         SELECT r.value ->> 'id', r.value ->> 'claim', $2, $3, $4, $5",
+         SELECT r.value ->> 'id', r.value ->> 'claim', r.value ->> 'kind', r.value ->> 'source', \
+         r.value ->> 'token', $2",
         "$1",
         ""
     );
-    let rows: Vec<_> = claims.iter().map(|(id, claim)| json!({ "id": id, "claim": claim })).collect();
-    let (kind, source_id) = source.columns();
+    let rows = new.iter().map(|new| {
+        let (kind, source) = new.source.columns();
+        json!({
+            "id": new.id, "claim": new.claim_id, "kind": kind, "source": source, "token": new.token.to_string(),
+        })
+    });
     sqlx::query(statement)
-        .bind(Value::from(rows).to_string())
-        .bind(kind)
-        .bind(source_id)
-        .bind(token.to_string())
+        .bind(Value::from(rows.collect::<Vec<_>>()).to_string())
         .bind(now.0)
         .execute(connection)
         .await?;

@@ -10,7 +10,6 @@ use std::ops::{Deref, DerefMut};
 
 use sqlx::{Any, Transaction};
 
-use super::dialect::Dialect;
 use super::{Connection, DbError, Result};
 
 /// How a transaction passes the gate.
@@ -30,18 +29,8 @@ pub struct Tx {
 }
 
 impl Tx {
-    pub(super) async fn pass(mut inner: Transaction<'static, Any>, gate: Gate) -> Result<Self> {
-        // On SQLite `BEGIN IMMEDIATE` was the gate: there is one writer.
-        if Dialect::of(&inner) == Dialect::Postgres {
-            // Any cannot decode void, hence the CASE.
-            let statement = match gate {
-                Gate::Shared => "SELECT CASE WHEN pg_advisory_xact_lock_shared($1) IS NULL THEN 0 ELSE 1 END",
-                Gate::Exclusive => "SELECT CASE WHEN pg_advisory_xact_lock($1) IS NULL THEN 0 ELSE 1 END",
-                Gate::Around => return Ok(Self { inner }),
-            };
-            sqlx::query(statement).bind(GATE_LOCK_ID).execute(&mut *inner).await?;
-        }
-        Ok(Self { inner })
+    pub(super) fn new(inner: Transaction<'static, Any>) -> Self {
+        Self { inner }
     }
 
     /// Makes it so. An error leaves open whether it happened, as with any database.
@@ -94,8 +83,14 @@ where
     }
 }
 
-/// Any number, the same for all replicas: "narvault" in ASCII.
-pub(super) const GATE_LOCK_ID: i64 = i64::from_be_bytes(*b"narvault");
+/// The advisory lock that is the gate on Postgres, as text. Any number, the same for all replicas: "narvault" in ASCII.
+/// (On SQLite `BEGIN IMMEDIATE` is the gate: there is one writer.)
+macro_rules! gate_lock_id {
+    () => {
+        "7953764269679799412"
+    };
+}
+pub(super) use gate_lock_id;
 
 #[cfg(test)]
 mod tests;

@@ -24,6 +24,7 @@ pub mod outbox;
 pub mod paths;
 pub mod realisations;
 pub mod signing_keys;
+pub mod standing;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod tokens;

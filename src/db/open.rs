@@ -9,7 +9,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::{Any, AnyPool, Connection as _};
 use url::Url;
 
-use super::gate::{Gate, Tx};
+use super::gate::{Gate, Tx, gate_lock_id};
 use super::{Connection, Result};
 
 /// Where the database is.
@@ -45,6 +45,31 @@ pub enum OpenError {
     NotDurable { found: String },
 }
 
+/// How a transaction begins on Postgres, behind the gate, in one turn of the network. The isolation is named, not left to
+/// the server's default: a snapshot taken before the gate would let a publish that waited there still see its token
+/// live. `Any` cannot decode void, hence the CASE.
+macro_rules! postgres_begin {
+    ($gate:expr, $settings:literal) => {
+        match $gate {
+            Gate::Shared => concat!(
+                "BEGIN ISOLATION LEVEL READ COMMITTED; ",
+                $settings,
+                "SELECT CASE WHEN pg_advisory_xact_lock_shared(",
+                gate_lock_id!(),
+                ") IS NULL THEN 0 ELSE 1 END"
+            ),
+            Gate::Exclusive => concat!(
+                "BEGIN ISOLATION LEVEL READ COMMITTED; ",
+                $settings,
+                "SELECT CASE WHEN pg_advisory_xact_lock(",
+                gate_lock_id!(),
+                ") IS NULL THEN 0 ELSE 1 END"
+            ),
+            Gate::Around => concat!("BEGIN ISOLATION LEVEL READ COMMITTED; ", $settings),
+        }
+    };
+}
+
 /// The open database. Cheap to clone.
 #[derive(Clone)]
 pub struct Db {
@@ -67,11 +92,9 @@ impl Db {
         let statement = if self.is_sqlite() {
             "PRAGMA synchronous = FULL; BEGIN IMMEDIATE"
         } else {
-            // Named, not left to the server's default: a snapshot taken before the gate would let a publish that
-            // waited there still see its token live.
-            "BEGIN ISOLATION LEVEL READ COMMITTED"
+            postgres_begin!(gate, "")
         };
-        Tx::pass(self.writer.begin_with(statement).await?, gate).await
+        Ok(Tx::new(self.writer.begin_with(statement).await?))
     }
 
     /// The same, but a power failure may take the commit back until a later one of [`Db::begin`] is on the disk;
@@ -81,9 +104,9 @@ impl Db {
         let statement = if self.is_sqlite() {
             "PRAGMA synchronous = NORMAL; BEGIN IMMEDIATE"
         } else {
-            "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = off"
+            postgres_begin!(gate, "SET LOCAL synchronous_commit = off; ")
         };
-        Tx::pass(self.writer.begin_with(statement).await?, gate).await
+        Ok(Tx::new(self.writer.begin_with(statement).await?))
     }
 
     /// A connection for reading.
@@ -121,6 +144,8 @@ async fn open_sqlite(path: &Path) -> std::result::Result<Db, OpenError> {
         .acquire_timeout(Duration::from_secs(30))
         .idle_timeout(None)
         .max_lifetime(None)
+        // A file does not go away behind our back, and each question costs a turn of the connection's thread.
+        .test_before_acquire(false)
         .after_connect(|connection, _| Box::pin(set_up_sqlite(connection, false)))
         .connect(&url)
         .await
@@ -132,6 +157,7 @@ async fn open_sqlite(path: &Path) -> std::result::Result<Db, OpenError> {
     let reader = AnyPoolOptions::new()
         .max_connections(SQLITE_READERS)
         .acquire_timeout(Duration::from_secs(30))
+        .test_before_acquire(false)
         .after_connect(|connection, _| Box::pin(set_up_sqlite(connection, true)))
         .connect(&url)
         .await

@@ -1,6 +1,6 @@
 //! Keys: public halves in clear, seeds sealed. Never sees a seed.
 
-use super::{Connection, Result, corrupt, one_row};
+use super::{Connection, Result, corrupt, epoch, one_row};
 use crate::access::CacheId;
 use crate::nix::signature::{KeyName, PublicKey};
 use crate::time::Timestamp;
@@ -153,7 +153,8 @@ pub async fn names(connection: &mut Connection) -> Result<Vec<KeyName>> {
     rows.into_iter().map(|(name,)| name.parse().map_err(|_| corrupt("signing_keys", "name", &name))).collect()
 }
 
-/// Writes a new key down. [`super::DbError::Duplicate`]: the name was given before.
+/// Writes a new key down, and has every replica forget the keys that it knows. [`super::DbError::Duplicate`]: the name
+/// was given before.
 pub async fn insert(connection: &mut Connection, row: &KeyRow) -> Result<()> {
     let label = &row.key.label;
     sqlx::query(
@@ -171,20 +172,21 @@ pub async fn insert(connection: &mut Connection, row: &KeyRow) -> Result<()> {
     .bind(row.state.as_str())
     .bind(row.imported.then_some(row.created_at.0))
     .bind(row.created_at.0)
-    .execute(connection)
+    .execute(&mut *connection)
     .await?;
-    Ok(())
+    epoch::advance(connection).await
 }
 
-/// Moves a key from one state to another.
+/// Moves a key from one state to another, and has every replica forget the keys that it knows.
 pub async fn change_state(connection: &mut Connection, id: &str, from: KeyState, to: KeyState) -> Result<()> {
     let result = sqlx::query("UPDATE signing_keys SET state = $3 WHERE id = $1 AND state = $2")
         .bind(id)
         .bind(from.as_str())
         .bind(to.as_str())
-        .execute(connection)
+        .execute(&mut *connection)
         .await?;
-    one_row("signing_keys", result.rows_affected())
+    one_row("signing_keys", result.rows_affected())?;
+    epoch::advance(connection).await
 }
 
 #[cfg(test)]

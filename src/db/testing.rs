@@ -9,7 +9,7 @@ use url::Url;
 
 use super::caches::{self, CacheRow, UndeclaredReferences, Upstream, UpstreamPaths};
 use super::contributors::{self, ContributorKind, ContributorRow};
-use super::gate::GATE_LOCK_ID;
+use super::gate::gate_lock_id;
 use super::open::sqlite_url;
 use super::paths::{self, NewClaim, NewPath};
 use super::signing_keys::{self, KeyRow, KeyState};
@@ -82,7 +82,7 @@ pub async fn gate_is_free(test: &TestDb) -> bool {
             let mut connection = Connection::connect(url.as_str()).await.unwrap();
             let (taken,): (i32,) =
                 sqlx::query_as("SELECT CASE WHEN pg_try_advisory_lock($1) THEN 1 ELSE 0 END")
-                    .bind(GATE_LOCK_ID)
+                    .bind(gate_lock_id!().parse::<i64>().unwrap())
                     .fetch_one(&mut connection)
                     .await
                     .unwrap();

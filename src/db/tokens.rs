@@ -97,12 +97,26 @@ impl Row {
 }
 
 #[derive(sqlx::FromRow)]
-struct LiveRow {
-    contributor_id: String,
-    contributor_name: String,
-    scopes: String,
-    expires_at: i64,
-    key_id: String,
+pub(super) struct LiveRow {
+    pub contributor_id: String,
+    pub contributor_name: String,
+    pub scopes: String,
+    pub expires_at: i64,
+    pub key_id: String,
+}
+
+impl LiveRow {
+    pub fn read(self, id: TokenId) -> Result<LiveToken> {
+        let corrupt = |column| corrupt("tokens", column, &id.to_string());
+        Ok(LiveToken {
+            token: id,
+            contributor: self.contributor_id.parse().map_err(|_| corrupt("contributor_id"))?,
+            contributor_name: self.contributor_name.parse().map_err(|_| corrupt("contributor_id"))?,
+            scopes: self.scopes.parse().map_err(|_| corrupt("scopes"))?,
+            expires_at: Timestamp(self.expires_at),
+            key_id: self.key_id,
+        })
+    }
 }
 
 /// The token, if its row is live at `now`. Behind the gate this stays true until the commit.
@@ -117,16 +131,7 @@ pub async fn live(connection: &mut Connection, id: TokenId, now: Timestamp) -> R
     .bind(now.0)
     .fetch_optional(connection)
     .await?;
-    let Some(row) = row else { return Ok(None) };
-    let corrupt = |column| corrupt("tokens", column, &id.to_string());
-    Ok(Some(LiveToken {
-        token: id,
-        contributor: row.contributor_id.parse().map_err(|_| corrupt("contributor_id"))?,
-        contributor_name: row.contributor_name.parse().map_err(|_| corrupt("contributor_id"))?,
-        scopes: row.scopes.parse().map_err(|_| corrupt("scopes"))?,
-        expires_at: Timestamp(row.expires_at),
-        key_id: row.key_id,
-    }))
+    row.map(|row| row.read(id)).transpose()
 }
 
 /// Writes a new token down.

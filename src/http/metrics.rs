@@ -37,12 +37,22 @@ pub const METRICS: &[Metric] = &[
         "Time from a request's head to its answer's",
     ),
     counter("narvault_http_requests_total", &["route", "method", "status"], "Requests answered"),
+    histogram(
+        "narvault_log_append_seconds",
+        &[],
+        "Time that a transaction of publications spends on its leaves of the log, the lock included",
+    ),
     gauge("narvault_log_behind_leaves", &[], "Leaves of the signature log that no checkpoint covers yet"),
     gauge("narvault_log_forked", &[], "1 if this replica stopped signing because the log contradicts itself"),
     counter("narvault_nars_stored_total", &[], "NARs measured and stored"),
     gauge("narvault_orphan_objects", &[], "Objects in storage that no row accounts for, counted once a day"),
     gauge("narvault_outbox_objects", &[], "Objects that wait to be written to storage or deleted from it"),
     gauge("narvault_outbox_oldest_seconds", &[], "How long the oldest of them has waited"),
+    histogram(
+        "narvault_publish_transaction_seconds",
+        &[],
+        "Time of a transaction of publications, the gate and the commit included",
+    ),
     counter("narvault_paths_published_total", &[], "Paths signed and published"),
     counter(
         "narvault_release_failures_total",

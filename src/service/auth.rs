@@ -8,12 +8,15 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use super::memory::Signers;
 use super::{Call, Error, Result, Service};
 use crate::access::token::issuer;
 use crate::access::{
     Action, Caller, Claims, Credential, TokenCaller, TokenError, TokenId, TokenKeys, TokenText,
 };
+use crate::db::caches::CacheRow;
 use crate::db::signing_keys::{self, KeyState};
+use crate::db::standing::{self, Standing};
 use crate::db::tokens::{self, LiveToken};
 use crate::db::{Connection, Gate, Tx};
 use crate::time::Timestamp;
@@ -164,12 +167,52 @@ impl Service {
     pub(super) async fn recheck_live(&self, tx: &mut Tx, call: &Call, now: Timestamp) -> Result<()> {
         let Some(token) = call.caller.token() else { return Ok(()) };
         let row = tokens::live(tx, token.token, now).await?;
-        let same = row.is_some_and(|row| {
-            row.contributor == token.contributor
-                && row.scopes == token.scopes
-                && row.expires_at == token.expires_at
-        });
-        if same { Ok(()) } else { Err(dead(token.expires_at, now)) }
+        same_token(token, row.as_ref(), now)
+    }
+
+    /// The same for a transaction of a push, which has read all that it rests on at once.
+    pub(super) fn recheck_in(
+        &self,
+        standing: &Standing,
+        call: &Call,
+        action: &Action,
+        now: Timestamp,
+    ) -> Result<()> {
+        if let Some(token) = call.caller.token() {
+            same_token(token, standing.live.get(&token.token), now)?;
+        }
+        Ok(call.caller.require(action)?)
+    }
+
+    /// What every transaction of a push begins with: refuses unless the caller's token is live now and allows pushing to
+    /// this cache. Answers with the cache as it stands.
+    pub(super) async fn recheck_push(
+        &self,
+        tx: &mut Tx,
+        call: &Call,
+        cache: &CacheRow,
+        now: Timestamp,
+    ) -> Result<Arc<Signers>> {
+        let standing = standing::read(tx, call.caller.token().map(|token| token.token), now).await?;
+        self.recheck_in(&standing, call, &Action::Push(cache.name.clone()), now)?;
+        self.signers(tx, cache, &standing).await
+    }
+
+    /// The cache and its keys as they stand behind the gate.
+    pub(super) async fn signers(
+        &self,
+        tx: &mut Tx,
+        cache: &CacheRow,
+        standing: &Standing,
+    ) -> Result<Arc<Signers>> {
+        if let Some(signers) = self.inner.memory.signers(cache.id, standing.change_epoch) {
+            return Ok(signers);
+        }
+        let cache = self.recheck_cache(tx, cache).await?;
+        let keys = signing_keys::active_of_cache(tx, cache.id).await?;
+        let signers = Arc::new(Signers { cache, keys });
+        self.inner.memory.remember_signers(standing.change_epoch, Arc::clone(&signers));
+        Ok(signers)
     }
 
     /// Reads the token keys again, after something changed.
@@ -220,6 +263,16 @@ fn caller(claims: &Claims, row: &LiveToken) -> Option<TokenCaller> {
         scopes: row.scopes.clone(),
         expires_at: row.expires_at,
     })
+}
+
+/// Refuses unless the row is live, and says what the caller's credential said.
+fn same_token(token: &TokenCaller, row: Option<&LiveToken>, now: Timestamp) -> Result<()> {
+    let same = row.is_some_and(|row| {
+        row.contributor == token.contributor
+            && row.scopes == token.scopes
+            && row.expires_at == token.expires_at
+    });
+    if same { Ok(()) } else { Err(dead(token.expires_at, now)) }
 }
 
 /// Why a token without a live row is refused. Its signed claims hold for a leeway after their end, its row does not.

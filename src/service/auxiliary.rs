@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::release::Release;
 use super::{Call, Error, Rejection, Result, Service};
-use crate::access::{Action, CacheName};
+use crate::access::CacheName;
 use crate::db::auxiliary::{self, AuxiliaryKind, NewAuxiliary};
 use crate::db::caches::CacheRow;
 use crate::db::evidence::{self, Source};
@@ -73,8 +73,8 @@ impl Service {
         let released = restarting(|| async {
             let now = self.inner.clock.now();
             let mut tx = self.inner.db.begin(Gate::Shared).await?;
-            self.recheck(&mut tx, call, &Action::Push(cache.name.clone()), now).await?;
-            let cache = self.recheck_cache(&mut tx, &cache).await?;
+            let signers = self.recheck_push(&mut tx, call, &cache, now).await?;
+            let cache = &signers.cache;
             let kind = object.kind();
             let name = object.name();
             let standing = auxiliary::find(&mut tx, cache.id, kind, &name).await?;

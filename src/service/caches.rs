@@ -184,7 +184,6 @@ impl Service {
                 cache: Some(&after),
                 event: Some(AdminEvent::PolicyChange),
             };
-            epoch::advance(&mut tx).await?;
             self.record(&mut tx, call, vec![act], now).await?;
             tx.commit().await?;
             Ok(objects)

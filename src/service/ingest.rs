@@ -6,7 +6,7 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt as _};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -14,12 +14,12 @@ use tokio::time::Instant;
 use super::measure::{self, ChanRead, Chunk, MeasureError, Measurement};
 use super::release::Release;
 use super::{Call, Conflict, Error, Rejection, Result, Service};
-use crate::access::{Action, CacheName, TokenCaller};
+use crate::access::{CacheName, TokenCaller};
 use crate::db::caches::CacheRow;
 use crate::db::measured::{self, Arrival, FileState, NewMeasured};
 use crate::db::{Gate, restarting};
 use crate::nix::compression::{Compression, NarExtension, NarFileName};
-use crate::storage::{CacheObject, Sealed, Stage, Upload};
+use crate::storage::{CacheObject, ObjectKey, Prepared, Sealed, Stage, Upload};
 
 impl Service {
     /// Takes in the NAR file `file` for `cache`, whose body is `stated_size` bytes if the client said so.
@@ -45,15 +45,19 @@ impl Service {
         let _place = self.inner.admission.enter(pusher.token, memory).await?;
         let started = std::time::Instant::now();
 
-        let key = super::key_of(&cache, CacheObject::Nar(file))?;
-        let upload = self.inner.storage.upload(&key).await?;
         let pace = Pace::new(self.inner.limits.upload_min_bytes_per_second);
-        let (sealed, measurement) =
-            self.stream_through(Some(upload), file, received(&mut body), pace).await?;
-
-        let (size_bytes, nar_size_bytes) = (measurement.file_size, measurement.nar_size);
-        let content = sealed.map(Content::Sealed).ok_or(Error::Aborted)?;
-        let arriving = Arriving { file, measurement, content };
+        let body = received(&mut body);
+        let arriving = match stated_size.and_then(|size| usize::try_from(size).ok()) {
+            Some(size) if size <= WHOLE_BYTES_MAX => self.receive_whole(file, size, body, pace).await?,
+            _ => {
+                let key = super::key_of(&cache, CacheObject::Nar(file))?;
+                let upload = self.inner.storage.upload(&key).await?;
+                let (upload, measurement) = self.stream_through(Some(upload), file, body, pace).await?;
+                let content = upload.map(Content::Written).ok_or(Error::Aborted)?;
+                Arriving { file, measurement, content }
+            }
+        };
+        let (size_bytes, nar_size_bytes) = (arriving.measurement.file_size, arriving.measurement.nar_size);
         let results = self.store_measured(call, &cache, &pusher, vec![arriving]).await?;
         results.into_iter().collect::<Result<()>>()?;
         tracing::info!(
@@ -81,6 +85,40 @@ impl Service {
         Ok(())
     }
 
+    /// Receives and measures a small file that is held whole: most of a closure's files are, and for those the way
+    /// through channels and threads costs more than the work.
+    async fn receive_whole<B>(
+        &self,
+        file: NarFileName,
+        stated_size: usize,
+        mut body: B,
+        mut pace: Pace,
+    ) -> Result<Arriving>
+    where
+        B: Stream<Item = Result<Bytes>> + Unpin + Send,
+    {
+        let mut bytes = BytesMut::with_capacity(stated_size);
+        while let Some(piece) = pace.next(&mut body).await? {
+            if bytes.len() + piece.len() > stated_size {
+                return Err(Error::Aborted);
+            }
+            bytes.extend_from_slice(&piece);
+        }
+        if bytes.len() < stated_size {
+            return Err(Error::Aborted);
+        }
+        let bytes = bytes.freeze();
+        let (content, limits) = (Content::Whole(bytes.clone()), self.inner.limits.measure);
+        let measured =
+            tokio::task::spawn_blocking(move || measure::measure(&bytes[..], file.extension, &limits)).await;
+        match measured.map_err(|panic| Error::Internal(panic.into()))? {
+            Ok(measurement) if measurement.file_hash == file.hash => {
+                Ok(Arriving { file, measurement, content })
+            }
+            verdict => Err(failure(Ok(()), verdict, file)),
+        }
+    }
+
     /// Feeds the body to the verifier, and to storage where it is not there yet, at the speed of the slower one.
     pub(super) async fn stream_through<B>(
         &self,
@@ -88,7 +126,7 @@ impl Service {
         file: NarFileName,
         mut body: B,
         mut pace: Pace,
-    ) -> Result<(Option<Sealed>, Measurement)>
+    ) -> Result<(Option<Upload>, Measurement)>
     where
         B: Stream<Item = Result<Bytes>> + Unpin + Send,
     {
@@ -128,11 +166,7 @@ impl Service {
                 return Err(failure(fed, verdict, file));
             }
         };
-        let sealed = match upload {
-            Some(upload) => Some(upload.seal().await?),
-            None => None,
-        };
-        Ok((sealed, measurement))
+        Ok((upload, measurement))
     }
 
     /// Puts verified objects in their places, between two rows for each: one that says that it comes, one that it
@@ -144,16 +178,18 @@ impl Service {
         pusher: &TokenCaller,
         arriving: Vec<Arriving>,
     ) -> Result<Vec<Result<()>>> {
-        let generations = self.announce(call, cache, pusher, &arriving).await?;
-        let files: Vec<_> = arriving.iter().map(|one| one.file).zip(generations).collect();
-        let mut results = self.place(cache, arriving).await?;
+        let (contents, arriving): (Vec<_>, Vec<_>) = arriving.into_iter().map(Arriving::split).unzip();
+        // The rows do not need the bytes to be durable, nor the bytes the rows: only visible they must not be before.
+        let preparing = self.prepare(cache, contents);
+        let (generations, prepared) = tokio::join!(self.announce(cache, pusher, &arriving), preparing);
+        let files: Vec<_> = arriving.iter().map(|one| one.file).zip(generations?).collect();
+        let mut results = self.place(prepared?).await?;
         let placed: Vec<_> =
             files.iter().zip(&results).filter(|(_, result)| result.is_ok()).map(|(file, _)| *file).collect();
         let stored = restarting(|| async {
             let now = self.inner.clock.now();
             let mut tx = self.inner.db.begin(Gate::Shared).await?;
-            self.recheck(&mut tx, call, &Action::Push(cache.name.clone()), now).await?;
-            self.recheck_cache(&mut tx, cache).await?;
+            self.recheck_push(&mut tx, call, cache, now).await?;
             let stored = measured::store(&mut tx, cache.id, &placed, pusher.token, now).await?;
             tx.commit().await?;
             Ok::<_, Error>(stored)
@@ -173,45 +209,70 @@ impl Service {
         Ok(results)
     }
 
-    /// Makes the objects visible in storage, whose rows say that they come.
-    async fn place(&self, cache: &CacheRow, arriving: Vec<Arriving>) -> Result<Vec<Result<()>>> {
-        let mut small = Vec::new();
-        let mut results = Vec::with_capacity(arriving.len());
-        for Arriving { file, content, measurement } in arriving {
-            match content {
-                Content::Staged(stage) => {
-                    let key = super::key_of(cache, CacheObject::Nar(file))?;
-                    let copied = self.inner.storage.copy_staged(&stage, measurement.file_size, &key).await;
-                    results.push(Some(copied.map_err(Error::from)));
-                }
-                Content::Sealed(sealed) => results.push(Some(sealed.complete().await.map_err(Error::from))),
-                Content::Whole(bytes) => {
-                    small.push((super::key_of(cache, CacheObject::Nar(file))?, bytes));
-                    results.push(None);
-                }
+    /// Does for the objects all that can be done while nobody can see them. A fault of one is told when it is placed.
+    async fn prepare(
+        &self,
+        cache: &CacheRow,
+        contents: Vec<(NarFileName, u64, Content)>,
+    ) -> Result<Vec<Ready>> {
+        let key = |file| super::key_of(cache, CacheObject::Nar(file));
+        let mut whole = Vec::new();
+        for (file, _, content) in &contents {
+            if let Content::Whole(bytes) = content {
+                whole.push((key(*file)?, bytes.clone()));
             }
         }
-        let mut put = self.inner.storage.put_all(small).await.into_iter();
-        let mut next = || put.next().map_or(Err(Error::Aborted), |result| result.map_err(Error::from));
+        let mut prepared = self.inner.storage.prepare_all(whole).await.into_iter();
+        let mut ready = Vec::with_capacity(contents.len());
+        for (file, size_bytes, content) in contents {
+            ready.push(match content {
+                Content::Written(upload) => Ready::Sealed(upload.seal().await),
+                Content::Staged(stage) => Ready::Staged { stage, size_bytes, key: key(file)? },
+                Content::Whole(_) => Ready::Whole(prepared.next().ok_or(Error::Aborted)?),
+            });
+        }
+        Ok(ready)
+    }
+
+    /// Makes the objects visible in storage, whose rows say that they come.
+    async fn place(&self, ready: Vec<Ready>) -> Result<Vec<Result<()>>> {
+        let mut small = Vec::new();
+        let mut results = Vec::with_capacity(ready.len());
+        for one in ready {
+            results.push(match one {
+                Ready::Staged { stage, size_bytes, key } => {
+                    Some(self.inner.storage.copy_staged(&stage, size_bytes, &key).await.map_err(Error::from))
+                }
+                Ready::Sealed(sealed) => Some(match sealed {
+                    Ok(sealed) => sealed.complete().await.map_err(Error::from),
+                    Err(error) => Err(error.into()),
+                }),
+                Ready::Whole(prepared) => {
+                    small.push(prepared);
+                    None
+                }
+            });
+        }
+        let mut placed = self.inner.storage.place_all(small).await.into_iter();
+        let mut next = || placed.next().map_or(Err(Error::Aborted), |result| result.map_err(Error::from));
         Ok(results.into_iter().map(|result| result.unwrap_or_else(&mut next)).collect())
     }
 
     /// Writes down that the objects come, as soon as no DELETE of an earlier one can land any more.
+    ///
+    /// Asks for nobody's rights: what is not stored in the end, because they ended meanwhile, is condemned again.
     async fn announce(
         &self,
-        call: &Call,
         cache: &CacheRow,
         pusher: &TokenCaller,
-        arriving: &[Arriving],
+        arriving: &[Arrived],
     ) -> Result<Vec<i64>> {
         let found_refs: Vec<String> = arriving.iter().map(|one| found_refs(&one.measurement)).collect();
         loop {
             let arrival = restarting(|| async {
                 let now = self.inner.clock.now();
                 let mut tx = self.inner.db.begin_lazy(Gate::Shared).await?;
-                self.recheck(&mut tx, call, &Action::Push(cache.name.clone()), now).await?;
-                self.recheck_cache(&mut tx, cache).await?;
-                let new = |(Arriving { file, measurement, .. }, found_refs): (&Arriving, _)| NewMeasured {
+                let new = |(Arrived { file, measurement }, found_refs): (&Arrived, _)| NewMeasured {
                     id: self.new_id(now),
                     file: *file,
                     compression: measurement.compression,
@@ -273,10 +334,31 @@ pub(super) struct Arriving {
     pub content: Content,
 }
 
+impl Arriving {
+    /// The bytes with their name and size, and what was found out about them.
+    fn split(self) -> ((NarFileName, u64, Content), Arrived) {
+        let Self { file, measurement, content } = self;
+        ((file, measurement.file_size, content), Arrived { file, measurement })
+    }
+}
+
+/// What is known of a file, without its bytes.
+struct Arrived {
+    file: NarFileName,
+    measurement: Measurement,
+}
+
+/// Bytes that nobody can see yet.
+enum Ready {
+    Sealed(crate::storage::Result<Sealed>),
+    Whole(crate::storage::Result<Prepared>),
+    Staged { stage: Stage, size_bytes: u64, key: ObjectKey },
+}
+
 /// Where the bytes of a verified file are meanwhile.
 pub(super) enum Content {
     /// In storage, not visible yet.
-    Sealed(Sealed),
+    Written(Upload),
     /// Here.
     Whole(Bytes),
     /// In storage under another name.
@@ -333,6 +415,9 @@ where
         })
     })
 }
+
+/// Files up to this size are held whole while they are received: less than what the streaming of one takes.
+const WHOLE_BYTES_MAX: usize = 256 * 1024;
 
 /// At most so many rows under one exclusive gate.
 const CONDEMNED_AT_ONCE: usize = 200;

@@ -13,6 +13,7 @@ use quick_cache::sync::Cache;
 
 use crate::access::{CacheId, CacheName};
 use crate::db::caches::CacheRow;
+use crate::db::signing_keys::KeyRow;
 use crate::nix::store_path::StorePathHash;
 
 /// A narinfo as it is served.
@@ -21,6 +22,14 @@ pub struct RenderedNarInfo {
     pub text: Bytes,
     /// Strong: the text's own digest, in quotes.
     pub etag: String,
+}
+
+/// A cache and the keys that sign for it, as they stand under one change epoch.
+#[derive(Debug)]
+pub(super) struct Signers {
+    pub cache: CacheRow,
+    /// Active and retiring, oldest first.
+    pub keys: Vec<KeyRow>,
 }
 
 #[derive(Clone)]
@@ -37,6 +46,7 @@ pub(super) struct Memory {
     epoch: AtomicI64,
     caches: Cache<CacheName, Remembered<Arc<CacheRow>>>,
     narinfos: Cache<(CacheId, StorePathHash), Remembered<Arc<RenderedNarInfo>>, NarInfoWeight>,
+    signers: Cache<CacheId, Remembered<Arc<Signers>>>,
 }
 
 /// Which epoch a value that is about to be read will belong to.
@@ -53,6 +63,7 @@ impl Memory {
             epoch: AtomicI64::new(NEVER_READ),
             caches: Cache::new(CACHES_MAX),
             narinfos: Cache::with_weighter(entries, narinfo_bytes_max, NarInfoWeight),
+            signers: Cache::new(CACHES_MAX),
         }
     }
 
@@ -87,6 +98,18 @@ impl Memory {
         if reading.0 != NEVER_READ {
             self.caches.insert(cache.name.clone(), Remembered { value: cache, epoch: reading.0 });
         }
+    }
+
+    /// Who signs for a cache, if that was read under this epoch: one that the caller's transaction has just read behind
+    /// the gate, so that no second of age is allowed for.
+    pub fn signers(&self, cache: CacheId, epoch: i64) -> Option<Arc<Signers>> {
+        self.signers.get(&cache).filter(|entry| entry.epoch == epoch).map(|entry| entry.value)
+    }
+
+    /// Remembers who signs for a cache, as read by a transaction that had read this epoch before, and had changed
+    /// nothing: what it changes may never happen.
+    pub fn remember_signers(&self, epoch: i64, signers: Arc<Signers>) {
+        self.signers.insert(signers.cache.id, Remembered { value: signers, epoch });
     }
 
     /// A remembered narinfo.

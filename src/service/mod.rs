@@ -94,6 +94,7 @@ use auth::LiveTokens;
 use log_publisher::LogHealth;
 use measure::MeasureLimits;
 use memory::Memory;
+use publish::Committing;
 use rate::RateLimiter;
 use release::Finishing;
 use vault::Door;
@@ -117,6 +118,7 @@ struct Inner {
     cluster_id: String,
     lease_terms: LeaseTerms,
     admission: Admission,
+    committing: Committing,
     finishing: Finishing,
     memory: Memory,
     tokens: LiveTokens,
@@ -181,6 +183,7 @@ impl Service {
                 limits.uploads_per_token,
                 limits.admission_wait,
             ),
+            committing: Committing::default(),
             finishing: Finishing::default(),
             memory: Memory::new(limits.narinfo_memory_bytes),
             tokens: LiveTokens::new(token_keys),

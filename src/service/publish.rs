@@ -3,10 +3,13 @@
 //!
 //! Nothing reaches the key but a [`Verified`] claim, and nothing else in the service calls the key for a path.
 
+mod commit;
+mod decide;
 mod group;
 mod verified;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use futures_util::{StreamExt as _, stream};
 
@@ -23,6 +26,8 @@ use crate::nix::narinfo::NarInfo;
 use crate::nix::signature::{PublicKey, Signature};
 use crate::nix::store_path::{StorePath, StorePathHash};
 use crate::storage::CacheObject;
+pub(super) use commit::Committing;
+use commit::Job;
 use verified::Verified;
 
 /// A `Sig:` line that somebody else's key made, and whose it is.
@@ -36,6 +41,13 @@ struct ForeignSignature {
 struct Candidate {
     verified: Verified,
     foreign: Vec<ForeignSignature>,
+}
+
+impl Candidate {
+    /// What the store paths that its NAR mentions take.
+    fn found_refs_bytes(&self) -> u64 {
+        self.verified.measured().found_refs.len() as u64
+    }
 }
 
 /// What a push came to.
@@ -121,7 +133,7 @@ impl Service {
     async fn publish_all(
         &self,
         call: &Call,
-        cache: &CacheRow,
+        cache: &Arc<CacheRow>,
         pusher: &TokenCaller,
         narinfos: Vec<Result<NarInfo>>,
     ) -> Result<Vec<Result<Standing>>> {
@@ -138,13 +150,19 @@ impl Service {
             let mut published = Vec::new();
             if !candidates.is_empty() {
                 let silent = self.ask_for_references(cache, &candidates).await?;
-                let group = self.publish_group(call, cache, pusher, &candidates).await?;
-                for objects in group.released {
-                    releasing.add(objects);
-                }
+                let job = |answer| Job {
+                    call: call.clone(),
+                    cache: Arc::clone(cache),
+                    pusher: pusher.clone(),
+                    candidates,
+                    releases: releasing.releases(),
+                    span: tracing::Span::current(),
+                    answer,
+                };
+                let results = self.publish_job(job).await?;
                 let told =
                     |result: Result<_>| result.map_err(|error| error.of_silent_upstream(silent.clone()));
-                published = group.results.into_iter().map(told).collect();
+                published = results.into_iter().map(told).collect();
             }
             let mut published = published.into_iter();
             let result = |refused: Option<Error>| match refused {

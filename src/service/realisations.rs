@@ -6,11 +6,11 @@ use serde_json::json;
 use super::leaves::{Leaf, LeafEvent};
 use super::release::Release;
 use super::{Call, Conflict, Error, Rejection, Result, Service};
-use crate::access::{Action, CacheName};
+use crate::access::CacheName;
 use crate::db::caches::CacheRow;
 use crate::db::paths::{self, PathState};
 use crate::db::realisations::{self, NewRealisation};
-use crate::db::{Gate, restarting, signing_keys};
+use crate::db::{Gate, restarting};
 use crate::nix::realisation::{Realisation, RealisationKey};
 use crate::nix::signature::Signature;
 use crate::storage::CacheObject;
@@ -34,26 +34,25 @@ impl Service {
         let objects = restarting(|| async {
             let now = self.inner.clock.now();
             let mut tx = self.inner.db.begin(Gate::Shared).await?;
-            self.recheck(&mut tx, call, &Action::Push(cache.name.clone()), now).await?;
+            let signers = self.recheck_push(&mut tx, call, &cache, now).await?;
             self.recheck_open(&mut tx).await?;
-            let cache = &self.recheck_cache(&mut tx, &cache).await?;
+            let cache = &signers.cache;
             let object = entry.key.to_string();
             let fingerprint = entry.fingerprint();
             if let Some((standing, _)) = realisations::find(&mut tx, cache.id, &object).await? {
                 let same = standing == unsigned;
                 return if same { Ok(Vec::new()) } else { Err(Conflict::OtherRealisation.into()) };
             }
-            let signing = signing_keys::active_of_cache(&mut tx, cache.id).await?;
-            if signing.is_empty() {
+            if signers.keys.is_empty() {
                 return Err(Conflict::NoSigningKey.into());
             }
             let output = paths::find(&mut tx, cache.id, entry.out_path.hash()).await?;
             let output = output
                 .filter(|path| path.state == PathState::Published && path.claim.path == entry.out_path)
                 .ok_or_else(|| Rejection::RealisationOutput(entry.out_path.clone()))?;
-            let mut signatures = Vec::with_capacity(signing.len());
-            let mut leaves = Vec::with_capacity(signing.len());
-            for key in &signing {
+            let mut signatures = Vec::with_capacity(signers.keys.len());
+            let mut leaves = Vec::with_capacity(signers.keys.len());
+            for key in &signers.keys {
                 let signature = self.sign_fingerprint(key, fingerprint.as_bytes())?;
                 leaves.push(self.leaf_row(Leaf {
                     call,

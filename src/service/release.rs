@@ -153,7 +153,7 @@ impl Service {
             return true;
         }
         let releasing = self.begin_releasing(wait);
-        releasing.add(objects);
+        releasing.releases.add(objects);
         releasing.end().await
     }
 
@@ -170,7 +170,7 @@ impl Service {
             }
             all_done
         });
-        Releasing { queue, task, wait }
+        Releasing { releases: Releases { queue, wait }, task }
     }
 
     /// Releases objects that do not wait for one another, all at once. Answers with what is left.
@@ -573,22 +573,36 @@ impl NarInfoRows {
 
 /// Objects that are being released in the background.
 pub(super) struct Releasing {
-    queue: mpsc::UnboundedSender<(Vec<Wanted>, Instant)>,
+    releases: Releases,
     task: JoinHandle<bool>,
+}
+
+/// Where to hand in objects that are to be released in the background.
+#[derive(Clone)]
+pub(super) struct Releases {
+    queue: mpsc::UnboundedSender<(Vec<Wanted>, Instant)>,
     wait: Duration,
 }
 
-impl Releasing {
+impl Releases {
     /// Hands in objects that do not wait for one another. They are released also if nobody waits for the end.
     pub fn add(&self, objects: Vec<Wanted>) {
         // Fails only if the task is gone with its runtime: then their leases run out by themselves.
         let _ = self.queue.send((objects, Instant::now() + self.wait));
     }
+}
 
-    /// Waits for the end of all. True: nothing is left.
+impl Releasing {
+    /// Where to hand objects in.
+    pub fn releases(&self) -> Releases {
+        self.releases.clone()
+    }
+
+    /// Waits for the end of all, once nobody can hand in more. True: nothing is left.
     pub async fn end(self) -> bool {
-        drop(self.queue);
-        matches!(tokio::time::timeout(self.wait, self.task).await, Ok(Ok(true)))
+        let Releases { queue, wait } = self.releases;
+        drop(queue);
+        matches!(tokio::time::timeout(wait, self.task).await, Ok(Ok(true)))
     }
 }
 

@@ -420,10 +420,10 @@ impl Service {
         };
         let body = storage.read_staged(stage, parts).await?.map_err(Error::from);
         // It is this server that reads: nobody can be blamed for its pace.
-        let (sealed, measurement) = self.stream_through(target, whole.file, body, Pace::new(0)).await?;
+        let (written, measurement) = self.stream_through(target, whole.file, body, Pace::new(0)).await?;
         let size_bytes = measurement.file_size;
-        let content = match sealed {
-            Some(sealed) => Content::Sealed(sealed),
+        let content = match written {
+            Some(upload) => Content::Written(upload),
             None => Content::Staged(stage.clone()),
         };
         let arriving = Arriving { file: whole.file, measurement, content };

@@ -12,6 +12,7 @@ use serde_json::json;
 use super::audit::Act;
 use super::{Call, Conflict, Error, Rejection, Result, Service};
 use crate::access::{Action, Caller};
+use crate::db::standing::Standing;
 use crate::db::{Connection, DbError, Gate, Tx, cluster, vault};
 use crate::time::Timestamp;
 use crate::vault::key_file::KeyFileError;
@@ -253,11 +254,22 @@ impl Service {
 
     async fn follow_seal_epoch_on(&self, connection: &mut Connection) -> Result<()> {
         let present = cluster::read(connection).await?.map(|row| row.seal_epoch);
+        self.follow_seal_epoch_of(present);
+        Ok(())
+    }
+
+    /// Seals this replica unless it was opened at the `present` seal epoch.
+    fn follow_seal_epoch_of(&self, present: Option<i64>) {
         if present != Some(self.inner.door.opened_at.load(Ordering::Acquire)) {
             self.inner.keyring.lock();
             tracing::warn!("sealed: somebody sealed the vault by hand");
         }
-        Ok(())
+    }
+
+    /// The same as [`Service::recheck_open`] for a transaction of a push, which has read all that it rests on at once.
+    pub(super) fn recheck_open_in(&self, standing: &Standing) -> Result<()> {
+        self.follow_seal_epoch_of(standing.seal_epoch);
+        self.require_open()
     }
 
     /// Follows the seal epoch until the end.

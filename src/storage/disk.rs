@@ -121,12 +121,22 @@ impl Disk {
         .await
     }
 
-    pub(super) async fn put_all(self: &Arc<Self>, objects: Vec<(ObjectKey, Bytes)>) -> Vec<Result<()>> {
+    /// Writes and syncs files that are no objects yet.
+    pub(super) async fn write_all(
+        self: &Arc<Self>,
+        objects: Vec<(ObjectKey, Bytes)>,
+    ) -> Vec<Result<DiskSealed>> {
         let write = |(key, bytes): (ObjectKey, Bytes)| {
             let disk = self.clone();
-            blocking("write a file", move || Ok((disk.write(&bytes)?, key.to_string())))
+            blocking("write a file", move || {
+                Ok(DiskSealed { temporary: disk.write(&bytes)?, name: key.to_string() })
+            })
         };
-        let written: Vec<_> = stream::iter(objects).map(write).buffered(PUTS_AT_ONCE).collect().await;
+        stream::iter(objects).map(write).buffered(PUTS_AT_ONCE).collect().await
+    }
+
+    /// Makes written files objects, all at once.
+    pub(super) async fn place_all(self: &Arc<Self>, written: Vec<Result<DiskSealed>>) -> Vec<Result<()>> {
         let (disk, count) = (self.clone(), written.len());
         match tokio::task::spawn_blocking(move || disk.rename_all(written)).await {
             Ok(results) => results,
@@ -272,10 +282,10 @@ impl Disk {
     }
 
     /// Makes synced files objects, and that durable by one flush of each folder.
-    fn rename_all(&self, files: Vec<Result<(Temporary, String)>>) -> Vec<Result<()>> {
+    fn rename_all(&self, files: Vec<Result<DiskSealed>>) -> Vec<Result<()>> {
         const ACTION: &str = "name a file";
         let mut folders = HashMap::new();
-        let mut place = |(temporary, name): (Temporary, String)| {
+        let mut place = |DiskSealed { temporary, name }: DiskSealed| {
             temporary.place(&name).map_err(|source| StorageError::from_io(ACTION, source))?;
             let folder = folder_of(&name).to_owned();
             folders.insert(folder.clone(), name);

@@ -134,13 +134,51 @@ impl Storage {
     }
 
     /// Writes many small objects as [`Storage::put`] writes one, at once: what became of each, in their order.
+    pub async fn put_all(&self, objects: Vec<(ObjectKey, Bytes)>) -> Vec<Result<()>> {
+        let prepared = self.prepare_all(objects).await;
+        self.place_all(prepared).await
+    }
+
+    /// Does all of [`Storage::put_all`] that can be done while nothing becomes visible. What is dropped leaves no trace.
+    pub async fn prepare_all(&self, objects: Vec<(ObjectKey, Bytes)>) -> Vec<Result<Prepared>> {
+        match &self.backend {
+            Backend::Disk(disk) => {
+                let written = disk.write_all(objects).await.into_iter();
+                written.map(|written| Ok(Prepared(PreparedBackend::Disk(written?)))).collect()
+            }
+            Backend::S3(_) => objects.into_iter().map(|put| Ok(Prepared(PreparedBackend::S3(put)))).collect(),
+        }
+    }
+
+    /// Makes prepared objects visible and durable: what became of each, in their order.
     ///
     /// On disk a folder is flushed once for all that it gets, which is most of what a small file costs.
-    pub async fn put_all(&self, objects: Vec<(ObjectKey, Bytes)>) -> Vec<Result<()>> {
-        match &self.backend {
-            Backend::Disk(disk) => disk.put_all(objects).await,
-            Backend::S3(s3) => s3.put_all(objects).await,
+    pub async fn place_all(&self, prepared: Vec<Result<Prepared>>) -> Vec<Result<()>> {
+        let (mut written, mut puts, mut failed) = (Vec::new(), Vec::new(), Vec::new());
+        for one in prepared {
+            failed.push(match (&self.backend, one) {
+                (Backend::Disk(_), Ok(Prepared(PreparedBackend::Disk(file)))) => {
+                    written.push(Ok(file));
+                    None
+                }
+                (Backend::S3(_), Ok(Prepared(PreparedBackend::S3(put)))) => {
+                    puts.push(put);
+                    None
+                }
+                (_, Ok(_)) => Some(OTHER_STORAGE),
+                (_, Err(error)) => Some(error),
+            });
         }
+        let placed = match &self.backend {
+            Backend::Disk(disk) => disk.place_all(written).await,
+            Backend::S3(s3) => s3.put_all(puts).await,
+        };
+        let mut placed = placed.into_iter();
+        let result = |failed: Option<StorageError>| match failed {
+            Some(error) => Err(error),
+            None => placed.next().unwrap_or(Err(OTHER_STORAGE)),
+        };
+        failed.into_iter().map(result).collect()
     }
 
     /// Begins to write an object of any size, which becomes visible only by [`Sealed::complete`].
@@ -307,6 +345,14 @@ impl Storage {
     }
 }
 
+/// A small object that is ready to be made visible. Dropping it leaves no trace.
+pub struct Prepared(PreparedBackend);
+
+enum PreparedBackend {
+    Disk(disk::DiskSealed),
+    S3((ObjectKey, Bytes)),
+}
+
 /// `s3://bucket/prefix` or `file:///folder`.
 impl fmt::Display for Storage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -322,6 +368,8 @@ impl fmt::Debug for Storage {
         write!(f, "Storage({self})")
     }
 }
+
+const OTHER_STORAGE: StorageError = StorageError::Damaged("it was prepared for another storage");
 
 fn is_cluster(text: &str) -> bool {
     (1..=CLUSTER_LEN_MAX).contains(&text.len())

@@ -23,16 +23,26 @@ pub(super) enum Stop<E> {
     Taker(E),
 }
 
-/// Reads `decoder` to its end and hands everything to `take`, in order, on a thread of its own.
+/// Reads `decoder` to its end and hands everything to `take`, in order, on a thread of its own unless that is little.
 ///
 /// Where both fail, the taker's refusal counts: it saw the earlier bytes.
 pub(super) fn run<E: Send>(
     mut decoder: impl Read,
     mut take: impl FnMut(&[u8]) -> Result<(), E> + Send,
 ) -> Result<(), Stop<E>> {
+    let mut first = vec![0; BUFFER_LEN];
+    let (length, result) = fill(&mut decoder, &mut first);
+    if length < BUFFER_LEN || result.is_err() {
+        // All of it: most archives are small, and a thread costs more than they do.
+        if length > 0 {
+            take(&first[..length]).map_err(Stop::Taker)?;
+        }
+        return result.map_err(Stop::Decoder);
+    }
     let (full, to_take) = mpsc::sync_channel::<(Vec<u8>, usize)>(BUFFERS);
     let (taken, empty) = mpsc::sync_channel(BUFFERS);
-    for _ in 0..BUFFERS {
+    full.try_send((first, length)).expect("the channel is new");
+    for _ in 1..BUFFERS {
         taken.try_send(vec![0; BUFFER_LEN]).expect("as many as the channel holds");
     }
     thread::scope(|scope| {

@@ -2,37 +2,31 @@
 //!
 //! What is refused is refused before anything of that path is written; the log is locked last, once for all.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::commit::Job;
+use super::decide::{Accepted, Meets, decide};
 use super::{Candidate, ForeignSignature, Published, Standing, Verified};
-use crate::access::{Action, TokenCaller};
+use crate::access::{Action, ContributorId, TokenCaller};
 use crate::db::auxiliary::{self, AuxiliaryKind};
-use crate::db::caches::{CacheRow, UndeclaredReferences};
-use crate::db::evidence::{self, Source};
+use crate::db::caches::CacheRow;
+use crate::db::evidence::{self, NewEvidence, Source};
 use crate::db::log::LeafRow;
 use crate::db::measured::{self, FileState};
-use crate::db::paths::{self, MadeSignature, NewClaim, NewPath, PathRow, PathState};
+use crate::db::paths::{self, MadeSignature, NewClaim, NewPath, PathRow};
 use crate::db::signing_keys::KeyRow;
-use crate::db::{Gate, Tx, epoch, log, restarting, signing_keys};
+use crate::db::{Gate, Tx, epoch, log, standing};
 use crate::nix::claim::Claim;
 use crate::nix::signature::Signature;
-use crate::nix::store_path::{StorePath, StorePathHash};
+use crate::nix::store_path::StorePathHash;
 use crate::service::leaves::{Leaf, LeafEvent};
 use crate::service::release::{Release, Wanted};
-use crate::service::upstreams;
-use crate::service::{Call, Conflict, Error, Rejection, Result, Service};
+use crate::service::{Call, Conflict, Error, Result, Service};
 use crate::storage::CacheObject;
 use crate::time::Timestamp;
-
-/// A group that was committed.
-pub(super) struct Group {
-    /// What became of each candidate, in their order.
-    pub results: Vec<Result<Standing>>,
-    /// What is to be released, in this order; what stands together does not wait for one another.
-    pub released: Vec<Vec<Wanted>>,
-}
 
 /// On whose word, where and when.
 #[derive(Clone, Copy)]
@@ -43,25 +37,14 @@ struct Act<'a> {
     now: Timestamp,
 }
 
-/// A candidate that is not refused.
-struct Accepted<'a> {
-    candidate: &'a Candidate,
-    /// Mentioned by the NAR, published here, and not claimed.
-    undeclared_refs: String,
-    meets: Meets,
-}
-
-/// What stands at a path already.
-enum Meets {
-    Nothing,
-    /// A path that was deleted or withdrawn.
-    Unpublished(Box<PathRow>),
-    SameClaim(Box<PathRow>),
-    OtherClaim(Box<PathRow>),
-}
+/// What is to be released of one job, in this order; what stands together does not wait for one another.
+type Levels = Vec<Vec<Wanted>>;
 
 /// A path whose rows are written, but for its signatures and leaves.
 struct Written<'a> {
+    act: Act<'a>,
+    /// Whose path it is: a place among the jobs.
+    job: usize,
     candidate: &'a Candidate,
     path_id: String,
     claim_id: String,
@@ -80,100 +63,114 @@ struct Leaves {
     rows: Vec<LeafRow>,
     /// Of each signature: its claim, itself, and its leaf's place among the rows.
     signatures: Vec<(String, Signature, usize)>,
+    /// What their making took.
+    took: Duration,
 }
 
 impl Service {
-    /// Publishes candidates, no path twice among them.
-    pub(super) async fn publish_group(
+    /// One try to publish the candidates of jobs, all of one cache and no path twice among them: what became of each, or
+    /// why a whole job was refused. `None`: another push just made one of the paths.
+    pub(super) async fn publish_once(
         &self,
-        call: &Call,
-        cache: &CacheRow,
-        pusher: &TokenCaller,
-        candidates: &[Candidate],
-    ) -> Result<Group> {
-        loop {
-            // Given up where another push made one of the paths meanwhile: the next try meets its row.
-            if let Some(group) = restarting(|| self.publish_once(call, cache, pusher, candidates)).await? {
-                return Ok(group);
-            }
-        }
-    }
-
-    async fn publish_once(
-        &self,
-        call: &Call,
-        cache: &CacheRow,
-        pusher: &TokenCaller,
-        candidates: &[Candidate],
-    ) -> Result<Option<Group>> {
-        let now = self.inner.clock.now();
+        jobs: &[Job],
+    ) -> Result<Option<Vec<Result<Vec<Result<Standing>>>>>> {
+        let Some(first) = jobs.first() else { return Ok(Some(Vec::new())) };
+        let (now, begun) = (self.inner.clock.now(), Instant::now());
         let mut tx = self.inner.db.begin(Gate::Shared).await?;
-        self.recheck(&mut tx, call, &Action::Push(cache.name.clone()), now).await?;
-        self.recheck_open(&mut tx).await?;
-        let cache = &self.recheck_cache(&mut tx, cache).await?;
-        let act = Act { call, cache, pusher, now };
-        let keys = signing_keys::active_of_cache(&mut tx, cache.id).await?;
+        let tokens = jobs.iter().map(|job| job.pusher.token);
+        let standing = standing::read(&mut tx, tokens, now).await?;
+        let push = Action::Push(first.cache.name.clone());
+        let refused: Vec<Option<Error>> =
+            jobs.iter().map(|job| self.recheck_in(&standing, &job.call, &push, now).err()).collect();
+        if refused.iter().all(Option::is_some) {
+            return Ok(Some(refused.into_iter().flatten().map(Err).collect()));
+        }
+        self.recheck_open_in(&standing)?;
+        let signers = self.signers(&mut tx, &first.cache, &standing).await?;
+        let (cache, keys) = (&signers.cache, &signers.keys);
         if keys.is_empty() {
             return Err(Conflict::NoSigningKey.into());
         }
-        let decided = decide(&mut tx, cache, candidates).await?;
+        let acts = jobs.iter().map(|job| Act { call: &job.call, cache, pusher: &job.pusher, now });
+        let acts: Vec<Act<'_>> = acts.collect();
+        let allowed = jobs.iter().enumerate().filter(|(at, _)| refused[*at].is_none());
+        let candidates = allowed.flat_map(|(at, job)| job.candidates.iter().map(move |one| (at, one)));
+        let candidates: Vec<(usize, &Candidate)> = candidates.collect();
+        let decided = decide(&mut tx, cache, &candidates).await?;
 
         let (mut accepted, mut results) = (Vec::new(), Vec::new());
         let mut leaves = Leaves::default();
-        for one in decided {
-            results.push(match one {
-                Ok(Accepted { candidate, meets: Meets::OtherClaim(row), .. }) => {
-                    let claim = candidate.verified.claim();
-                    leaves.rows.extend(self.record_conflict(&mut tx, act, &row, claim).await?);
-                    Some(Err(Conflict::between(&row.claim, claim).into()))
-                }
-                Ok(one) => {
-                    accepted.push(one);
-                    None
-                }
-                Err(error) => Some(Err(error)),
-            });
+        for ((job, _), one) in candidates.iter().zip(decided) {
+            results.push((
+                *job,
+                match one {
+                    Ok(Accepted { candidate, meets: Meets::OtherClaim(row), .. }) => {
+                        let claim = candidate.verified.claim();
+                        let conflict = self.record_conflict(&mut tx, acts[*job], &row, claim);
+                        leaves.rows.extend(conflict.await?);
+                        Some(Err(Conflict::between(&row.claim, claim).into()))
+                    }
+                    Ok(one) => {
+                        accepted.push(one);
+                        None
+                    }
+                    Err(error) => Some(Err(error)),
+                },
+            ));
         }
-        let Some(mut written) = self.write_claims(&mut tx, act, accepted).await? else { return Ok(None) };
-        self.add_evidence(&mut tx, act, &mut written).await?;
-        let mut standing = Vec::with_capacity(written.len());
+        let Some(mut written) = self.write_claims(&mut tx, &acts, accepted).await? else { return Ok(None) };
+        self.add_evidence(&mut tx, cache, &mut written).await?;
+        let mut stand = Vec::with_capacity(written.len());
         for one in &mut written {
             let unsigned =
                 |key: &&KeyRow| !one.signed.iter().any(|name| name == key.public_key.name().as_str());
             let unsigned: Vec<&KeyRow> = keys.iter().filter(unsigned).collect();
             one.changed |= !unsigned.is_empty();
-            self.sign(&mut tx, act, one, &unsigned, &mut leaves).await?;
+            self.sign(&mut tx, one, &unsigned, &mut leaves).await?;
             let made = unsigned.iter().map(|key| key.public_key.name().to_string());
             let keys = one.signed.iter().cloned().chain(made).collect();
-            standing.push(Standing { published: one.published, keys });
+            stand.push(Standing { published: one.published, keys });
         }
-        let released = self.wish_release(&mut tx, act, &written).await?;
+        let released = self.wish_release(&mut tx, cache, now, jobs.len(), &written).await?;
         let remembered = written.iter().any(|one| one.changed && one.published == Published::Again);
         if remembered {
             epoch::advance(&mut tx).await?;
         }
+        let appending = Instant::now();
         append(&mut tx, &leaves).await?;
+        let appended = leaves.took + appending.elapsed();
         tx.commit().await?;
+        metrics::histogram!("narvault_log_append_seconds").record(appended);
+        metrics::histogram!("narvault_publish_transaction_seconds").record(begun.elapsed());
         if remembered {
             self.note_change().await;
         }
+        // From here on, before anybody is told: a client that goes away must not leave a lease behind.
+        for (job, levels) in jobs.iter().zip(released) {
+            levels.into_iter().for_each(|objects| job.releases.add(objects));
+        }
         metrics::counter!("narvault_signatures_total").increment(leaves.signatures.len() as u64);
-        tell(act, &written, results.iter().flatten().filter_map(|result| result.as_ref().err()));
-        let mut standing = standing.into_iter().map(Ok);
-        let result = |result: Option<Result<Standing>>| {
-            result.unwrap_or_else(|| standing.next().unwrap_or_else(|| Err(Error::NotFound("path"))))
-        };
-        Ok(Some(Group { results: results.into_iter().map(result).collect(), released }))
+        tell(jobs, &written, results.iter().filter_map(|(_, result)| result.as_ref()?.as_ref().err()));
+        let mut stand = stand.into_iter().map(Ok);
+        let mut of_jobs: Vec<Result<Vec<Result<Standing>>>> =
+            refused.into_iter().map(|refused| refused.map_or(Ok(Vec::new()), Err)).collect();
+        for (job, result) in results {
+            let result = result.or_else(|| stand.next()).unwrap_or(Err(Error::NotFound("path")));
+            if let Ok(results) = &mut of_jobs[job] {
+                results.push(result);
+            }
+        }
+        Ok(Some(of_jobs))
     }
 
     /// Makes or takes the rows of the paths, and writes their claims. `None`: another push just made one of them.
     async fn write_claims<'a>(
         &self,
         tx: &mut Tx,
-        act: Act<'_>,
+        acts: &[Act<'a>],
         accepted: Vec<Accepted<'a>>,
     ) -> Result<Option<Vec<Written<'a>>>> {
-        let Act { cache, now, .. } = act;
+        let Some(Act { cache, now, .. }) = acts.first().copied() else { return Ok(Some(Vec::new())) };
         let same = accepted.iter().filter_map(|one| match &one.meets {
             Meets::SameClaim(row) => Some(row.file),
             _ => None,
@@ -187,9 +184,11 @@ impl Service {
         let (mut made, mut claims, mut written) = (Vec::new(), Vec::new(), Vec::new());
         let mut republished = Vec::new();
         for one in &accepted {
-            let Accepted { candidate, undeclared_refs, meets } = one;
+            let Accepted { job, candidate, undeclared_refs, meets } = one;
             let verified = &candidate.verified;
             let mut one = Written {
+                act: acts[*job],
+                job: *job,
                 candidate,
                 path_id: String::new(),
                 claim_id: self.new_id(now),
@@ -254,29 +253,36 @@ impl Service {
     }
 
     /// Writes down who supports the claims: the pusher, and whoever else signed them.
-    async fn add_evidence(&self, tx: &mut Tx, act: Act<'_>, written: &mut [Written<'_>]) -> Result<()> {
-        let Act { cache, pusher, now, .. } = act;
-        if written.is_empty() {
-            return Ok(());
-        }
+    async fn add_evidence(&self, tx: &mut Tx, cache: &CacheRow, written: &mut [Written<'_>]) -> Result<()> {
         // A key removed since the signatures were verified counts no longer.
         let signed = written.iter().any(|one| !one.candidate.foreign.is_empty());
         let counting = if signed { self.foreign_keys(tx, cache).await? } else { Vec::new() };
         let counts = |one: &&ForeignSignature| {
             counting.iter().any(|(key, source)| *key == one.key && *source == one.source)
         };
+        let mut new = Vec::with_capacity(written.len());
         for one in written.iter_mut() {
+            let pusher = one.act.pusher;
             for foreign in one.candidate.foreign.iter().filter(counts) {
                 let ForeignSignature { signature, source, .. } = foreign;
                 one.changed |= paths::insert_signature(tx, &one.claim_id, signature, None).await?;
                 if one.fresh || !evidence::exists(tx, &one.claim_id, source, pusher.token).await? {
-                    evidence::insert(tx, &self.new_id(now), &one.claim_id, source, pusher.token, now).await?;
+                    new.push(self.evidence(one, source.clone()));
                 }
             }
         }
-        let claims: Vec<_> = written.iter().map(|one| (self.new_id(now), one.claim_id.as_str())).collect();
-        let source = Source::Contributor(pusher.contributor);
-        Ok(evidence::insert_all(tx, &claims, &source, pusher.token, now).await?)
+        let pushed =
+            written.iter().map(|one| self.evidence(one, Source::Contributor(one.act.pusher.contributor)));
+        new.extend(pushed);
+        match written.first() {
+            Some(first) => Ok(evidence::insert_all(tx, &new, first.act.now).await?),
+            None => Ok(()),
+        }
+    }
+
+    fn evidence(&self, one: &Written<'_>, source: Source) -> NewEvidence {
+        let Act { pusher, now, .. } = one.act;
+        NewEvidence { id: self.new_id(now), claim_id: one.claim_id.clone(), source, token: pusher.token }
     }
 
     /// Signs with each of `keys`, the one place where the key of a cache is used on a path: one leaf for each
@@ -284,7 +290,6 @@ impl Service {
     async fn sign(
         &self,
         tx: &mut Tx,
-        act: Act<'_>,
         one: &Written<'_>,
         keys: &[&KeyRow],
         leaves: &mut Leaves,
@@ -298,45 +303,53 @@ impl Service {
         for key in keys {
             let signature = self.sign_fingerprint(key, fingerprint.as_bytes())?;
             let event = LeafEvent::Sign { claim, signature: &signature, replaces };
-            let leaf = self.leaf_row(act.leaf(&one.path_id, event))?;
+            let making = Instant::now();
+            let leaf = self.leaf_row(one.act.leaf(&one.path_id, event))?;
+            leaves.took += making.elapsed();
             leaves.signatures.push((one.claim_id.clone(), signature, leaves.rows.len()));
             leaves.rows.push(leaf);
         }
         Ok(())
     }
 
-    /// Asks for the narinfos that are others now, and for what the contributor sent beside the paths.
+    /// Asks for the narinfos that are others now, and for what the contributors sent beside the paths. Answers for each
+    /// of `jobs` jobs.
     async fn wish_release(
         &self,
         tx: &mut Tx,
-        act: Act<'_>,
+        cache: &CacheRow,
+        now: Timestamp,
+        jobs: usize,
         written: &[Written<'_>],
-    ) -> Result<Vec<Vec<Wanted>>> {
-        let Act { cache, pusher, now, .. } = act;
-        let subjects = written.iter().flat_map(|one| {
+    ) -> Result<Vec<Levels>> {
+        let mut levels: Vec<Levels> = (0..jobs).map(|_| vec![Vec::new()]).collect();
+        let mut subjects: BTreeMap<ContributorId, (usize, Vec<(AuxiliaryKind, String)>)> = BTreeMap::new();
+        for one in written {
             let verified = &one.candidate.verified;
             let hash = verified.claim().path.hash().to_string();
-            [(AuxiliaryKind::Listing, hash), (AuxiliaryKind::DebugInfo, verified.measured().file.to_string())]
-        });
-        let subjects: Vec<_> = subjects.collect();
-        let mut release = Release::new(self, cache, now);
-        if !subjects.is_empty() {
-            let revealed = auxiliary::reveal(tx, cache.id, &subjects, pusher.contributor, now).await?;
-            for (kind, name) in revealed {
+            let (_, subjects) =
+                subjects.entry(one.act.pusher.contributor).or_insert_with(|| (one.job, Vec::new()));
+            subjects.push((AuxiliaryKind::Listing, hash));
+            subjects.push((AuxiliaryKind::DebugInfo, verified.measured().file.to_string()));
+        }
+        for (contributor, (job, subjects)) in subjects {
+            let mut release = Release::new(self, cache, now);
+            for (kind, name) in auxiliary::reveal(tx, cache.id, &subjects, contributor, now).await? {
                 release.auxiliary(tx, kind, &name).await?;
             }
+            levels[job][0].append(&mut release.objects);
         }
-        let changed = written.iter().filter(|one| one.changed);
-        let claims: Vec<&Claim> = changed.map(|one| one.candidate.verified.claim()).collect();
+        let changed: Vec<&Written<'_>> = written.iter().filter(|one| one.changed).collect();
+        let claims: Vec<&Claim> = changed.iter().map(|one| one.candidate.verified.claim()).collect();
         let narinfos = claims.iter().map(|claim| CacheObject::Narinfo(claim.path.hash()));
-        let wanted = release.wish(tx, narinfos).await?;
-        let mut released = vec![std::mem::take(&mut release.objects)];
-        for (level, wanted) in levels(&claims).into_iter().zip(wanted) {
-            released.resize_with(released.len().max(level + 2), Vec::new);
-            released[level + 1].push(wanted);
+        let wanted = Release::new(self, cache, now).wish(tx, narinfos).await?;
+        for ((one, level), wanted) in changed.iter().zip(levels_of(&claims)).zip(wanted) {
+            let levels = &mut levels[one.job];
+            levels.resize_with(levels.len().max(level + 2), Vec::new);
+            levels[level + 1].push(wanted);
         }
-        released.retain(|objects| !objects.is_empty());
-        Ok(released)
+        levels.iter_mut().for_each(|levels| levels.retain(|objects| !objects.is_empty()));
+        Ok(levels)
     }
 
     /// Writes down that another claim was made for a published path, with both contributors. Answers with the leaf,
@@ -411,91 +424,9 @@ fn new_claim<'a>(
     }
 }
 
-/// Locks the rows that stand, and says of each candidate what it meets, or why it is refused. Writes nothing.
-async fn decide<'a>(
-    tx: &mut Tx,
-    cache: &CacheRow,
-    candidates: &'a [Candidate],
-) -> Result<Vec<Result<Accepted<'a>>>> {
-    let files = candidates.iter().map(|candidate| candidate.verified.measured().file);
-    let states = measured::states(tx, cache.id, files).await?;
-    let asked: HashSet<String> = candidates.iter().flat_map(|candidate| asked(&candidate.verified)).collect();
-    let mut published: HashMap<StorePathHash, StorePath> = HashMap::new();
-    if !asked.is_empty() {
-        let found = paths::published_among(tx, cache.id, asked).await?;
-        published.extend(found.into_iter().map(|path| (path.hash(), path)));
-    }
-    let elsewhere = candidates.iter().flat_map(|candidate| &candidate.verified.claim().references);
-    let elsewhere = elsewhere.map(StorePath::hash).filter(|hash| !published.contains_key(hash)).collect();
-    let held = upstreams::known(tx, cache, &elsewhere).await?;
-    let hashes = candidates.iter().map(|candidate| candidate.verified.claim().path.hash());
-    let standing = paths::lock(tx, cache.id, hashes).await?;
-    let mut standing: HashMap<_, _> = standing.into_iter().map(|row| (row.claim.path.hash(), row)).collect();
-    let mut decided = Vec::with_capacity(candidates.len());
-    for candidate in candidates {
-        let verified = &candidate.verified;
-        let (claim, measured) = (verified.claim(), verified.measured());
-        if states.get(&measured.file) != Some(&(FileState::Stored, measured.generation)) {
-            decided.push(Err(Rejection::UnknownNar(measured.file).into()));
-            continue;
-        }
-        let accepted = check_references(cache, verified, &published, &held).map(|undeclared_refs| {
-            let meets = match standing.remove(&claim.path.hash()).map(Box::new) {
-                None => Meets::Nothing,
-                Some(row) if row.state != PathState::Published => Meets::Unpublished(row),
-                Some(row) if row.claim == *claim => Meets::SameClaim(row),
-                Some(row) => Meets::OtherClaim(row),
-            };
-            Accepted { candidate, undeclared_refs, meets }
-        });
-        if let Ok(Accepted { meets: Meets::Nothing | Meets::Unpublished(_), .. }) = accepted {
-            published.insert(claim.path.hash(), claim.path.clone());
-        }
-        decided.push(accepted.map_err(Error::from));
-    }
-    Ok(decided)
-}
-
-/// The hashes of other paths that matter to this one: claimed, or found in its NAR.
-fn asked(verified: &Verified) -> impl Iterator<Item = String> {
-    let claim = verified.claim();
-    let own = claim.path.hash().to_string();
-    let found = verified.measured().found_refs.split(' ').filter(|hash| !hash.is_empty()).map(str::to_owned);
-    let claimed = claim.references.iter().map(|path| path.hash().to_string());
-    found.chain(claimed).filter(move |hash| *hash != own)
-}
-
-/// Every reference must be published here, or be held by an upstream where the cache says that this is enough, or
-/// be the path itself. Answers with the hashes that the NAR mentions, that are published here, and that are not
-/// claimed.
-fn check_references(
-    cache: &CacheRow,
-    verified: &Verified,
-    published: &HashMap<StorePathHash, StorePath>,
-    held: &BTreeSet<StorePath>,
-) -> std::result::Result<String, Rejection> {
-    let claim = verified.claim();
-    let is_here = |path: &&StorePath| published.get(&path.hash()) == Some(*path) || held.contains(*path);
-    let others = || claim.references.iter().filter(|path| **path != claim.path);
-    if let Some(missing) = others().find(|path| !is_here(path)) {
-        let (path, missing) = (claim.path.clone(), missing.clone());
-        return Err(Rejection::MissingReference { path, missing });
-    }
-    let claimed: HashSet<StorePathHash> = claim.references.iter().map(StorePath::hash).collect();
-    let own = claim.path.hash();
-    let found = verified.measured().found_refs.split(' ').filter_map(|hash| hash.parse().ok());
-    let undeclared = found.filter(|hash| *hash != own && !claimed.contains(hash));
-    let undeclared: BTreeSet<&StorePath> = undeclared.filter_map(|hash| published.get(&hash)).collect();
-    if let (UndeclaredReferences::Refuse, Some(found)) = (cache.undeclared_references, undeclared.first()) {
-        let (path, found) = (claim.path.clone(), (*found).clone());
-        return Err(Rejection::UndeclaredReference { path, found });
-    }
-    Ok(undeclared.iter().map(|path| path.hash().to_string()).collect::<Vec<_>>().join(" "))
-}
-
 /// How many of the others each path has to wait for, one after the other: those of one number do not refer to one
 /// another.
-fn levels(claims: &[&Claim]) -> Vec<usize> {
+fn levels_of(claims: &[&Claim]) -> Vec<usize> {
     let mut known: HashMap<StorePathHash, usize> = HashMap::new();
     let mut levels = Vec::with_capacity(claims.len());
     for claim in claims {
@@ -526,15 +457,17 @@ async fn append(tx: &mut Tx, leaves: &Leaves) -> Result<()> {
 }
 
 /// Tells the log and the counters what was committed.
-fn tell<'a>(act: Act<'_>, written: &[Written<'_>], refused: impl Iterator<Item = &'a Error>) {
+fn tell<'a>(jobs: &[Job], written: &[Written<'_>], refused: impl Iterator<Item = &'a Error>) {
     for one in written {
-        tracing::info!(
-            cache = %act.cache.name,
-            path = %one.candidate.verified.claim().path,
-            token.id = %act.pusher.token,
-            again = one.published == Published::Again,
-            "path published"
-        );
+        jobs[one.job].span.in_scope(|| {
+            tracing::info!(
+                cache = %one.act.cache.name,
+                path = %one.candidate.verified.claim().path,
+                token.id = %one.act.pusher.token,
+                again = one.published == Published::Again,
+                "path published"
+            );
+        });
     }
     metrics::counter!("narvault_paths_published_total").increment(written.len() as u64);
     let conflicts = refused.filter(|error| matches!(error, Error::Conflict(_))).count();
