@@ -17,6 +17,7 @@ mod doctor;
 mod failure;
 mod folder;
 mod hook;
+mod host;
 mod key;
 mod list;
 mod local_nix;
@@ -28,6 +29,7 @@ mod path;
 mod push;
 mod push_queued;
 mod queue;
+mod recover;
 mod serve;
 pub mod server;
 mod session;
@@ -142,6 +144,8 @@ pub enum Command {
     /// What lies in a server's storage, looked at on its own host
     #[command(subcommand)]
     Storage(storage::StorageCommand),
+    /// Bring a database that was restored from an older backup up to the published log
+    Recover(recover::RecoverArgs),
     /// Check a server's configuration, database, storage and vault
     Check(check::CheckArgs),
     /// Find out why Nix does not pull from a cache, and what helps
@@ -200,6 +204,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Vault(command) => vault::run(command, &context).await,
         Command::Admin(command) => admin::run(command, &context).await,
         Command::Storage(command) => storage::run(command, &context).await,
+        Command::Recover(args) => recover::run(args, &context).await,
         Command::Check(args) => check::run(args, &context).await,
         Command::Doctor(args) => doctor::run(args, &context).await,
         Command::Completions(args) => completions::run(args, &context),

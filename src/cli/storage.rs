@@ -2,7 +2,6 @@
 //!
 //! Never deletes an object itself: what is to go is asked for in the rows, and a server does it.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -10,10 +9,9 @@ use serde::Serialize;
 
 use super::Context;
 use super::args::Lifetime;
-use super::failure::{Exit, Failure};
+use super::failure::Failure;
+use super::host::{HostArgs, told};
 use super::text::{Table, moment, size};
-use super::{serve, server};
-use crate::config::{Config, Flags};
 use crate::service::{Call, OrphanKind, Orphans, Service};
 
 #[derive(Debug, Subcommand)]
@@ -25,12 +23,8 @@ pub enum StorageCommand {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  narvault storage orphans --data /var/lib/narvault")]
 pub struct OrphansArgs {
-    /// Configuration file [default: /etc/narvault/narvault.toml, if there]
-    #[arg(long, value_name = "FILE", env = "NARVAULT_CONFIG")]
-    pub config: Option<PathBuf>,
-    /// Data folder [default: ./narvault-data]
-    #[arg(long, value_name = "FOLDER")]
-    pub data: Option<PathBuf>,
+    #[command(flatten)]
+    pub host: HostArgs,
     /// Only what was last written longer ago than this
     #[arg(long, value_name = "TIME", default_value = "1h")]
     pub older_than: Lifetime,
@@ -64,13 +58,11 @@ pub async fn run(command: StorageCommand, context: &Context) -> Result<(), Failu
 }
 
 async fn orphans(args: OrphansArgs, context: &Context) -> Result<(), Failure> {
-    let data = args.data.map(|path| path.to_string_lossy().into_owned());
-    let config = serve::load(Flags { config: args.config, data, listen: None })?;
-    let service = open(&config, context).await?;
+    let (_, service) = args.host.open(context).await?;
     let age = Duration::from_secs(args.older_than.as_seconds());
     let found = find(&service, age, args.delete).await;
     service.shut_down().await;
-    let (found, deleting) = found.map_err(|error| told(error.into()))?;
+    let (found, deleting) = found.map_err(told)?;
 
     if deleting > 0 {
         context.printer.note(&format!("{deleting} objects go as soon as a server runs"));
@@ -87,17 +79,6 @@ async fn orphans(args: OrphansArgs, context: &Context) -> Result<(), Failure> {
         context.printer.note(&format!("{named} of {} are listed", found.count));
     }
     context.printer.answer(&listed(&found, deleting), table)
-}
-
-async fn open(config: &Config, context: &Context) -> Result<Service, Failure> {
-    if let crate::config::DatabaseUrl::Sqlite(path) = &config.database.url
-        && !path.exists()
-    {
-        let message = format!("there is no database at {}", path.display());
-        return Err(Failure::new(Exit::Failure, message).hint("name the server's data folder with --data"));
-    }
-    let opened = server::open_service(config, context.clock.clone()).await;
-    opened.map(|(service, _)| service).map_err(told)
 }
 
 async fn find(service: &Service, age: Duration, delete: bool) -> crate::service::Result<(Orphans, u64)> {
@@ -125,8 +106,4 @@ fn table(listed: &Listed) -> String {
         vec![row.object.clone(), row.kind.to_owned(), size(row.size_bytes), moment(&row.modified)]
     });
     Table::default().text(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
-}
-
-fn told(error: anyhow::Error) -> Failure {
-    Failure::Told { exit: Exit::Failure, error, hint: None }
 }

@@ -32,6 +32,8 @@ pub struct LogState {
     pub frontier: Vec<u8>,
     /// Below `size` where somebody appended who does not know the frontier.
     pub frontier_size: i64,
+    /// Set while storage has a checkpoint of so many leaves, more than `size`: nothing is appended then.
+    pub published_beyond: Option<i64>,
 }
 
 /// The newest checkpoint.
@@ -47,22 +49,63 @@ pub struct CheckpointRow {
 /// transaction is rolled back.
 pub async fn lock(connection: &mut Connection) -> Result<LogState> {
     let statement = Dialect::of(connection).pick(
-        "SELECT size, frontier, frontier_size FROM log_state WHERE id = 1 FOR UPDATE",
-        "SELECT size, frontier, frontier_size FROM log_state WHERE id = 1",
+        "SELECT size, frontier, frontier_size, published_beyond FROM log_state WHERE id = 1 FOR UPDATE",
+        "SELECT size, frontier, frontier_size, published_beyond FROM log_state WHERE id = 1",
     );
     Ok(state(sqlx::query_as(statement).fetch_one(connection).await?))
 }
 
 /// The log's row as it is now.
 pub async fn read(connection: &mut Connection) -> Result<LogState> {
-    let row = sqlx::query_as("SELECT size, frontier, frontier_size FROM log_state WHERE id = 1")
-        .fetch_one(connection)
-        .await?;
+    let row =
+        sqlx::query_as("SELECT size, frontier, frontier_size, published_beyond FROM log_state WHERE id = 1")
+            .fetch_one(connection)
+            .await?;
     Ok(state(row))
 }
 
-fn state((size, frontier, frontier_size): (i64, Option<Vec<u8>>, i64)) -> LogState {
-    LogState { size, frontier: frontier.unwrap_or_default(), frontier_size }
+fn state((size, frontier, frontier_size, published_beyond): StateColumns) -> LogState {
+    LogState { size, frontier: frontier.unwrap_or_default(), frontier_size, published_beyond }
+}
+
+type StateColumns = (i64, Option<Vec<u8>>, i64, Option<i64>);
+
+/// Notes that storage has a checkpoint of `published` leaves, more than there are here. What was noted first stands.
+pub async fn note_rollback(connection: &mut Connection, published: i64) -> Result<()> {
+    sqlx::query(
+        "UPDATE log_state SET published_beyond = $1, rolled_back_to = size \
+         WHERE id = 1 AND published_beyond IS NULL",
+    )
+    .bind(published)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The log's size when it was noted that storage has more; `None`: it has not.
+pub async fn rolled_back_to(connection: &mut Connection) -> Result<Option<i64>> {
+    let (size,) =
+        sqlx::query_as("SELECT rolled_back_to FROM log_state WHERE id = 1").fetch_one(connection).await?;
+    Ok(size)
+}
+
+/// Notes that all leaves are back.
+pub async fn end_rollback(connection: &mut Connection) -> Result<()> {
+    let result =
+        sqlx::query("UPDATE log_state SET published_beyond = NULL, rolled_back_to = NULL WHERE id = 1")
+            .execute(connection)
+            .await?;
+    one_row("log_state", result.rows_affected())
+}
+
+/// Says which path leaves are about, where that was not known when they were written down.
+pub async fn name_path(connection: &mut Connection, index: i64, path_id: &str) -> Result<()> {
+    sqlx::query("UPDATE log_leaves SET path_id = $2 WHERE idx = $1")
+        .bind(index)
+        .bind(path_id)
+        .execute(connection)
+        .await?;
+    Ok(())
 }
 
 /// Inserts leaves from `index` on, the size that [`lock`] gave. Then [`advance`].
@@ -224,10 +267,10 @@ mod tests {
     on_each_database! {
         async fn a_new_log_is_empty_and_goes_on_where_it_was_left(test: &TestDb) {
             let mut tx = test.db.begin(Gate::Shared).await.unwrap();
-            assert_eq!(lock(&mut tx).await.unwrap(), LogState { size: 0, frontier: vec![], frontier_size: 0 });
+            assert_eq!(lock(&mut tx).await.unwrap(), LogState { size: 0, frontier: vec![], frontier_size: 0, published_beyond: None });
 
             append(&mut tx, 0, &[leaf("one\n"), leaf("two\n")]).await.unwrap();
-            let state = LogState { size: 2, frontier: vec![7; 32], frontier_size: 2 };
+            let state = LogState { size: 2, frontier: vec![7; 32], frontier_size: 2, published_beyond: None };
             advance(&mut tx, &state).await.unwrap();
             tx.commit().await.unwrap();
 

@@ -49,7 +49,8 @@ impl KeyState {
         !matches!(self, Self::Compromised | Self::Destroyed)
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    /// Reads what [`KeyState::as_str`] gives.
+    pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|state| state.as_str() == text)
     }
 }
@@ -175,6 +176,18 @@ pub async fn insert(connection: &mut Connection, row: &KeyRow) -> Result<()> {
     .execute(&mut *connection)
     .await?;
     epoch::advance(connection).await
+}
+
+/// The key of this name.
+pub async fn by_name(connection: &mut Connection, name: &KeyName) -> Result<Option<KeyRow>> {
+    let row: Option<Row> = sqlx::query_as(
+        "SELECT id, purpose, cache_id, name, version, public_key, sealed, kek_version, state, imported_at, \
+         created_at FROM signing_keys WHERE name = $1",
+    )
+    .bind(name.as_str())
+    .fetch_optional(connection)
+    .await?;
+    row.map(Row::read).transpose()
 }
 
 /// Moves a key from one state to another, and has every replica forget the keys that it knows.

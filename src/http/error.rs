@@ -70,7 +70,8 @@ impl Refusal {
     pub fn plain(self) -> Response {
         // Sealed is told to JSON callers as a passing state; Nix would only try again and again, and old
         // ones cannot send a body twice.
-        let status = if [SEALED, STOPPED].contains(&self.slug) { StatusCode::LOCKED } else { self.status };
+        let status =
+            if [SEALED, STOPPED, READ_ONLY].contains(&self.slug) { StatusCode::LOCKED } else { self.status };
         let mut body = self.detail.clone();
         body.truncate(body.floor_char_boundary(PLAIN_BYTES_MAX));
         body.push('\n');
@@ -135,6 +136,7 @@ impl From<Error> for Refusal {
             Error::Forbidden => new(S::FORBIDDEN, "forbidden"),
             Error::NotFound(_) => new(S::NOT_FOUND, "not-found"),
             Error::Sealed => new(S::SERVICE_UNAVAILABLE, SEALED).retry_after(30),
+            Error::RolledBack { .. } => new(S::SERVICE_UNAVAILABLE, READ_ONLY).retry_after(300),
             Error::Stopped(_) => new(S::SERVICE_UNAVAILABLE, STOPPED).retry_after(60),
             Error::Conflict(conflict) => new(S::CONFLICT, conflict_slug(conflict)),
             Error::Rejected(Rejection::Frames(_)) => new(S::BAD_REQUEST, "bad-frames"),
@@ -154,7 +156,7 @@ impl From<Error> for Refusal {
             Error::Vault(_) | Error::Internal(_) => new(S::INTERNAL_SERVER_ERROR, "internal"),
         };
         // Told once, here: the answer has the sentence, the log has the cause.
-        if refusal.status.is_server_error() && refusal.slug != SEALED {
+        if refusal.status.is_server_error() && ![SEALED, READ_ONLY].contains(&refusal.slug) {
             tracing::error!(error = &error as &dyn std::error::Error, slug = refusal.slug, "request failed");
         } else {
             tracing::debug!(error = &error as &dyn std::error::Error, slug = refusal.slug, "request refused");
@@ -179,6 +181,8 @@ fn conflict_slug(conflict: &Conflict) -> &'static str {
 const SEALED: &str = "sealed";
 
 const STOPPED: &str = "signing-stopped";
+
+const READ_ONLY: &str = "read-only";
 
 /// Nix drops a body of 1024 bytes and more.
 const PLAIN_BYTES_MAX: usize = 1000;

@@ -21,6 +21,7 @@ pub(super) async fn livez() -> Response {
 /// the reads and the unsealing too.
 pub(super) async fn readyz(State(app): State<App>) -> Response {
     let (status, text) = match (app.service.is_ready().await, app.service.is_open()) {
+        (true, _) if app.service.rollback().is_some() => (StatusCode::OK, "ready, read-only\n"),
         (true, true) => (StatusCode::OK, "ready\n"),
         (true, false) => (StatusCode::OK, "ready, sealed\n"),
         (false, _) => (StatusCode::SERVICE_UNAVAILABLE, "not ready: the database does not answer\n"),

@@ -54,6 +54,9 @@ impl Service {
 /// Locks the log; gives its size, and its frontier caught up with it.
 async fn lock(tx: &mut Tx) -> Result<(i64, Frontier)> {
     let state = log::lock(tx).await?;
+    if let Some(published) = state.published_beyond {
+        return Err(Error::RolledBack { leaves: state.size, published });
+    }
     let mut frontier = decoded(&state)?;
     while size_of(&frontier)? < state.size {
         push_next(tx, &mut frontier, state.size).await?;
@@ -75,8 +78,17 @@ async fn push_next(tx: &mut Tx, frontier: &mut Frontier, size: i64) -> Result<()
 }
 
 async fn advance(tx: &mut Tx, size: i64, frontier: &Frontier) -> Result<()> {
-    let state = LogState { size, frontier: frontier.encode(), frontier_size: size_of(frontier)? };
-    Ok(log::advance(tx, &state).await?)
+    let (frontier, frontier_size) = (frontier.encode(), size_of(frontier)?);
+    Ok(log::advance(tx, &LogState { size, frontier, frontier_size, published_beyond: None }).await?)
+}
+
+/// Appends leaves that were published once, and that this database lost: their texts alone are known.
+pub(super) async fn append_published(tx: &mut Tx, leaves: &[LeafRow]) -> Result<()> {
+    let state = log::lock(tx).await?;
+    let mut frontier = decoded(&state)?;
+    log::append(tx, state.size, leaves).await?;
+    leaves.iter().for_each(|leaf| frontier.push(NodeHash::leaf(leaf.leaf.as_bytes())));
+    advance(tx, size_of(&frontier)?, &frontier).await
 }
 
 /// The frontier as it is stored, which may be of fewer leaves than the log has.

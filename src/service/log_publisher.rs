@@ -390,7 +390,7 @@ fn open_in_storage(bytes: &[u8], key: &VerifierKey) -> std::result::Result<Check
 }
 
 /// Where a tile lies.
-fn tile_key(tile: Tile) -> Result<ObjectKey> {
+pub(super) fn tile_key(tile: Tile) -> Result<ObjectKey> {
     Ok(ObjectKey::Log(tile.to_string().parse().map_err(internal)?))
 }
 

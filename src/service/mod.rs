@@ -26,7 +26,9 @@ mod publish;
 mod rate;
 mod read;
 mod realisations;
+mod recover;
 mod release;
+mod rollback;
 mod setup;
 mod sign;
 mod slots;
@@ -39,7 +41,7 @@ mod uploads;
 mod upstreams;
 mod vault;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -61,6 +63,8 @@ pub use orphans::{ORPHANS_NAMED_MAX, Orphan, OrphanKind, Orphans};
 pub use paths::{DeletedPath, PathDetails, PathQuery};
 pub use publish::{PathOutcome, Published, Standing};
 pub use read::{Missing, NarHandle, Side};
+pub use recover::Recovery;
+pub use rollback::Rollback;
 pub use setup::{FIRST_ADMIN, FIRST_CACHE, FirstStart};
 pub use slots::{NewSlot, SlotId};
 pub use status::OutboxBacklog;
@@ -124,6 +128,8 @@ struct Inner {
     tokens: LiveTokens,
     door: Door,
     log_health: LogHealth,
+    /// Set where the database is older than what was published from it.
+    rollback: OnceLock<Rollback>,
     /// Tries of claims, passphrases and reports, by address.
     secret_tries: RateLimiter,
     /// Denials written down, by address.
@@ -189,6 +195,7 @@ impl Service {
             tokens: LiveTokens::new(token_keys),
             door: Door::new(vault),
             log_health: LogHealth::default(),
+            rollback: OnceLock::new(),
             secret_tries: RateLimiter::per_minute(rate_per_minute),
             denials: RateLimiter::per_minute(DENIALS_PER_MINUTE),
             keyring: Keyring::sealed(),
@@ -207,15 +214,20 @@ impl Service {
             service.open_at_start().await?;
         }
         service.catch_up_log().await?;
+        service.notice_rollback().await?;
         service.note_change().await;
         Ok((service, first))
     }
 
     /// Begins the work in the background: release, sweeping, the epoch, last uses,
-    /// the published log.
+    /// the published log. Where the database is older than what was published from it, nothing that writes to storage:
+    /// what its outbox asks for may have been taken back since.
     pub fn start_background(&self) {
         self.spawn(self.clone().epoch_poller());
         self.spawn(self.clone().seal_poller());
+        if self.rollback().is_some() {
+            return;
+        }
         self.spawn(self.clone().finisher(self.inner.stop.clone()));
         self.spawn(self.clone().release_worker(self.inner.stop.clone()));
         self.spawn(self.clone().sweeper(self.inner.stop.clone()));
@@ -263,6 +275,10 @@ impl Service {
 
     /// Refuses where the vault is sealed: what is sent now would be for nothing.
     pub fn require_open(&self) -> Result<()> {
+        if let Some(Rollback { leaves, published }) = self.rollback() {
+            let number = |count| i64::try_from(count).unwrap_or(i64::MAX);
+            return Err(Error::RolledBack { leaves: number(leaves), published: number(published) });
+        }
         if self.inner.keyring.is_open() { Ok(()) } else { Err(Error::Sealed) }
     }
 

@@ -28,7 +28,7 @@ use crate::nix::store_path::{StorePath, StorePathHash};
 use crate::storage::CacheObject;
 pub(super) use commit::Committing;
 use commit::Job;
-use verified::Verified;
+pub(super) use verified::Verified;
 
 /// A `Sig:` line that somebody else's key made, and whose it is.
 struct ForeignSignature {

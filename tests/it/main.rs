@@ -24,6 +24,7 @@ mod push;
 mod push_batches;
 mod push_uploads;
 mod readme;
+mod recover;
 mod refusals;
 mod replicas;
 mod revocation;

@@ -206,7 +206,7 @@ on_each_database! {
         let server = TestService::start(test).await;
         let checkpoint = publish(&server.service, &mut Published::default()).await;
         let mut tx = test.db.begin(Gate::Around).await.unwrap();
-        log::advance(&mut tx, &LogState { size: 2, frontier: vec![0; 32], frontier_size: 2 }).await.unwrap();
+        log::advance(&mut tx, &LogState { size: 2, frontier: vec![0; 32], frontier_size: 2, published_beyond: None }).await.unwrap();
         tx.commit().await.unwrap();
 
         let older = Fork::Older { place: "the database", published: checkpoint.size, leaves: 2 };

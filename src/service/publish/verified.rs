@@ -24,7 +24,10 @@ pub(in crate::service) struct Verified {
 
 impl Verified {
     /// Compares every claim of the narinfo with what was measured.
-    pub(super) fn check(narinfo: NarInfo, measured: Measured) -> std::result::Result<Self, Rejection> {
+    pub(in crate::service) fn check(
+        narinfo: NarInfo,
+        measured: Measured,
+    ) -> std::result::Result<Self, Rejection> {
         let claim = &narinfo.claim;
         let mismatch = |field, claimed: String, measured: String| {
             if claimed == measured { Ok(()) } else { Err(Rejection::Mismatch { field, claimed, measured }) }
@@ -47,29 +50,29 @@ impl Verified {
         Ok(Self { measured, ca, ca_dropped, unfound_refs, narinfo })
     }
 
-    pub(super) fn narinfo(&self) -> &NarInfo {
+    pub(in crate::service) fn narinfo(&self) -> &NarInfo {
         &self.narinfo
     }
 
-    pub(super) fn claim(&self) -> &Claim {
+    pub(in crate::service) fn claim(&self) -> &Claim {
         &self.narinfo.claim
     }
 
-    pub(super) fn measured(&self) -> &Measured {
+    pub(in crate::service) fn measured(&self) -> &Measured {
         &self.measured
     }
 
     /// The content address, if the narinfo has one that was recomputed.
-    pub(super) fn ca(&self) -> Option<&ContentAddress> {
+    pub(in crate::service) fn ca(&self) -> Option<&ContentAddress> {
         self.ca.as_ref()
     }
 
     /// The content address that nobody can recompute, and that is not kept.
-    pub(super) fn ca_dropped(&self) -> Option<&str> {
+    pub(in crate::service) fn ca_dropped(&self) -> Option<&str> {
         self.ca_dropped.as_deref()
     }
 
-    pub(super) fn unfound_refs(&self) -> &str {
+    pub(in crate::service) fn unfound_refs(&self) -> &str {
         &self.unfound_refs
     }
 }

@@ -66,6 +66,23 @@ impl TestDatabase {
     }
 }
 
+impl TestDatabase {
+    /// Keeps a copy as it is now, while no server runs on it. The embedded one is files, which the site copies.
+    pub async fn back_up(&self) {
+        if let Some((server, name)) = &self.made {
+            execute(server, format!("CREATE DATABASE {name}_backup TEMPLATE {name}")).await;
+        }
+    }
+
+    /// Puts the copy in its place, while no server runs on it.
+    pub async fn restore(&self) {
+        if let Some((server, name)) = &self.made {
+            execute(server, format!("DROP DATABASE {name} WITH (FORCE)")).await;
+            execute(server, format!("ALTER DATABASE {name}_backup RENAME TO {name}")).await;
+        }
+    }
+}
+
 impl Drop for TestDatabase {
     fn drop(&mut self) {
         let Some((server, name)) = self.made.take() else { return };

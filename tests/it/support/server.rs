@@ -171,6 +171,25 @@ impl Site {
         url.into()
     }
 
+    /// Keeps a copy of the database as it is now, while no server runs.
+    pub async fn back_up_database(&self) {
+        self.database.back_up().await;
+        if self.backend.database == DatabaseKind::Sqlite {
+            std::fs::copy(self.data().join("narvault.db"), self.data().join("backup")).unwrap();
+        }
+    }
+
+    /// Puts that copy in the database's place, while no server runs.
+    pub async fn restore_database(&self) {
+        self.database.restore().await;
+        if self.backend.database == DatabaseKind::Sqlite {
+            for rest in ["narvault.db-wal", "narvault.db-shm"] {
+                let _ = std::fs::remove_file(self.data().join(rest));
+            }
+            std::fs::rename(self.data().join("backup"), self.data().join("narvault.db")).unwrap();
+        }
+    }
+
     /// The storage itself, past every proxy.
     pub async fn storage(&self) -> Storage {
         let settings = match self.s3_settings() {
@@ -512,6 +531,17 @@ impl TestServer {
         process.kill().await;
         let address = process.address().to_owned();
         let process = self.site.spawn_at(&address, settings).await;
+        self.running = Running::Process(Box::new(process));
+    }
+
+    /// Ends it in order, and starts it again at the same address after `meanwhile`.
+    pub async fn restart_after(&mut self, meanwhile: impl AsyncFnOnce(&Site)) {
+        let process = self.process();
+        process.signal("TERM").await;
+        assert!(process.ended().await.success(), "{}", process.stderr());
+        let address = process.address().to_owned();
+        meanwhile(&self.site).await;
+        let process = self.site.spawn_at(&address, &[]).await;
         self.running = Running::Process(Box::new(process));
     }
 
