@@ -39,6 +39,8 @@ struct Queue {
     waiting: VecDeque<Job>,
     /// Whether somebody takes from it.
     attended: bool,
+    #[cfg(test)]
+    handed_in: usize,
 }
 
 impl Committing {
@@ -46,6 +48,10 @@ impl Committing {
     fn add(&self, job: Job) -> bool {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         queue.waiting.push_back(job);
+        #[cfg(test)]
+        {
+            queue.handed_in += 1;
+        }
         !std::mem::replace(&mut queue.attended, true)
     }
 
@@ -71,6 +77,12 @@ impl Committing {
         queue.waiting = later;
         queue.attended = !group.jobs.is_empty();
         (!group.jobs.is_empty()).then_some(group.jobs)
+    }
+
+    /// How many jobs ever came.
+    #[cfg(test)]
+    pub fn handed_in(&self) -> usize {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).handed_in
     }
 
     /// Ends the attendance without looking.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::super::testing::{Sample, TestService};
 use super::*;
 use crate::access::{TokenId, TokenText};
-use crate::db::testing::{TestDb, gate_is_free};
+use crate::db::testing::{NOON, TestDb, gate_is_free};
 use crate::db::{caches, log};
 use crate::vault::VaultError;
 
@@ -106,6 +106,57 @@ on_each_database_with_threads! {
         let late = Sample::numbered(2);
         let refused = server.push(&call, &late).await;
         assert!(matches!(refused, Err(Error::Unauthenticated(_))), "{refused:?}");
+    }
+
+    async fn publications_that_wait_together_are_refused_and_accepted_each_by_itself(test: TestDb) {
+        let server = Arc::new(TestService::start(&test).await);
+        let mut calls = Vec::new();
+        for number in 0..PUBLISHERS {
+            let token = server.contributor(&format!("ci-{number}"), "push:main").await;
+            calls.push((server.call(&token).await, id(&server, &token)));
+        }
+        let hello = Sample::numbered(0);
+        let same = Sample::numbered(1);
+        let unknown = Sample::numbered(PUBLISHERS + 1);
+        for (number, (call, _)) in calls.iter().enumerate() {
+            server.put_nar(call, &Sample::numbered(number as u64)).await.unwrap();
+        }
+        server.put_nar(&calls[0].0, &hello).await.unwrap();
+        // Nobody gets through the gate until all of them stand in line.
+        let mut held = test.db.begin(Gate::Exclusive).await.unwrap();
+        let mut publishing = Vec::new();
+        for (number, (call, _)) in calls.iter().enumerate() {
+            let sample = match number {
+                2 => Sample::numbered(1),
+                3 => Sample::new(unknown.path.base_name(), "never sent", &[]),
+                _ => Sample::numbered(number as u64),
+            };
+            let (server, call) = (server.clone(), call.clone());
+            publishing.push(tokio::spawn(async move { server.put_narinfo(&call, &sample).await }));
+        }
+        while server.service.inner.committing.handed_in() < publishing.len() - 1 {
+            tokio::task::yield_now().await;
+        }
+        assert!(crate::db::tokens::revoke(&mut held, calls[4].1, "left", NOON).await.unwrap());
+        held.commit().await.unwrap();
+
+        let mut ended = Vec::new();
+        for one in publishing {
+            ended.push(one.await.unwrap());
+        }
+
+        for (number, result) in ended.iter().enumerate() {
+            match (number, result) {
+                (3, Err(Error::Rejected(_))) | (4, Err(Error::Unauthenticated(_))) => {}
+                (3 | 4, _) => panic!("{number}: {result:?}"),
+                (_, result) => drop(result.as_ref().unwrap()),
+            }
+        }
+        let both = [ended[1].as_ref().unwrap(), ended[2].as_ref().unwrap()];
+        assert!(both.contains(&&Published::New) && both.contains(&&Published::Again), "{both:?} of {}", same.path);
+        assert_eq!(published(&server).await, PUBLISHERS - 3);
+        let signed = events(&test).await.into_iter().filter(|event| event == "sign").count() as u64;
+        assert_eq!(signed, PUBLISHERS - 3);
     }
 
     async fn a_revocation_is_not_held_up_by_32_publishers_and_none_publishes_after_it(test: TestDb) {

@@ -98,7 +98,8 @@ impl Service {
             said.hidden_withdrawals += 1;
             return Ok(());
         };
-        let (Ok(name), Ok(path)) = (lines.cache.as_str().parse(), StorePath::from_absolute(lines.path.as_str()))
+        let (Ok(name), Ok(path)) =
+            (lines.cache.as_str().parse(), StorePath::from_absolute(lines.path.as_str()))
         else {
             return Ok(());
         };
