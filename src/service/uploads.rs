@@ -3,23 +3,19 @@
 //! A file in parts is as good as one that came in one piece: it is read back whole through the same verifier, and
 //! nothing of it is visible before the verdict. Never believes a part's hash for more than that the part came whole.
 
-use std::time::Duration;
+mod complete;
+mod parts;
 
-use bytes::{Bytes, BytesMut};
-use futures_util::{Stream, TryStreamExt as _};
 use uuid::Uuid;
 
-use super::admission::Place;
-use super::ingest::{Arriving, Content, Pace, memory_charge, received};
 use super::{Call, Conflict, Error, Rejection, Result, Service};
 use crate::access::{Action, CacheName, TokenCaller};
 use crate::db::caches::CacheRow;
-use crate::db::measured::{self, FileState};
 use crate::db::uploads::{self, PartRow, UploadKey, UploadRow};
 use crate::db::{Gate, restarting};
 use crate::nix::compression::{Compression, NarFileName};
 use crate::nix::hash::{NarHash, Sha256Digest};
-use crate::storage::{CacheObject, Stage, StagedPart, Target};
+use crate::storage::{Stage, StagedPart};
 use crate::time::Timestamp;
 use crate::vault::random;
 
@@ -148,290 +144,10 @@ impl Service {
         })
     }
 
-    fn takes_direct_parts(&self) -> bool {
-        self.inner.limits.direct_parts && self.inner.storage.takes_direct_parts()
-    }
-
-    /// Fills in the tags of parts that went straight to the bucket, and drops those that did not.
-    async fn look_for_promised(&self, upload: &UploadRow, parts: &mut Vec<PartRow>) -> Result<()> {
-        if parts.iter().all(|part| part.tag != PROMISED) {
-            return Ok(());
-        }
-        let arrived = self.inner.storage.parts_in_bucket(&stage(upload)).await?;
-        for part in parts.iter_mut().filter(|part| part.tag == PROMISED) {
-            let same =
-                |(number, size, _): &&(u32, u64, String)| (*number, *size) == (part.number, part.size_bytes);
-            if let Some((_, _, tag)) = arrived.iter().find(same) {
-                part.tag.clone_from(tag);
-            }
-        }
-        parts.retain(|part| part.tag != PROMISED);
-        Ok(())
-    }
-
-    /// A URL by which a part goes straight to the bucket, and until when. What comes there is believed no more than
-    /// what comes here: it is measured when the upload is completed.
-    pub async fn part_url(
-        &self,
-        call: &Call,
-        cache: &CacheName,
-        id: Uuid,
-        part: NewPart,
-        size_bytes: u64,
-    ) -> Result<(url::Url, Timestamp)> {
-        let pusher = self.pusher(call, cache).await?;
-        let cache = self.existing_cache(cache).await?;
-        let upload = self.own_upload(&cache, &pusher, id).await?;
-        self.require_open()?;
-        if !self.takes_direct_parts() {
-            return Err(Conflict::State(NOT_DIRECT).into());
-        }
-        let max = upload.part_size_bytes;
-        if !(1..=max).contains(&size_bytes) {
-            return Err(Rejection::value("size_bytes", format!("is not from 1 to {max}")).into());
-        }
-        let row = PartRow { number: part.number, size_bytes, sha256: part.sha256, tag: PROMISED.to_owned() };
-        let now = restarting(|| async {
-            let now = self.inner.clock.now();
-            let mut tx = self.inner.db.begin(Gate::Shared).await?;
-            self.recheck(&mut tx, call, &Action::Push(cache.name.clone()), now).await?;
-            self.recheck_cache(&mut tx, &cache).await?;
-            if !uploads::prolong(&mut tx, id, self.upload_end(now)).await? {
-                return Err(Conflict::State(CLOSED).into());
-            }
-            uploads::put_part(&mut tx, id, &row).await?;
-            tx.commit().await?;
-            Ok::<_, Error>(now)
-        })
-        .await?;
-        let url =
-            self.inner.storage.presign_part(&stage(&upload), part.number, size_bytes, URL_LIFETIME).await?;
-        let url = url.ok_or(Conflict::State(NOT_DIRECT))?;
-        Ok((url, now.plus_seconds(i64::try_from(URL_LIFETIME.as_secs()).unwrap_or(0))))
-    }
-
-    /// Writes down which of the promised parts arrived, before the bucket's list of them is gone.
-    async fn keep_promised(&self, upload: &UploadRow) -> Result<()> {
-        let mut parts = uploads::parts(&mut *self.inner.db.read().await?, upload.id).await?;
-        parts.retain(|part| part.tag == PROMISED);
-        self.look_for_promised(upload, &mut parts).await?;
-        if parts.is_empty() {
-            return Ok(());
-        }
-        restarting(|| async {
-            let mut tx = self.inner.db.begin(Gate::Shared).await?;
-            for part in &parts {
-                uploads::put_part(&mut tx, upload.id, part).await?;
-            }
-            tx.commit().await
-        })
-        .await?;
-        Ok(())
-    }
-
     async fn own_upload(&self, cache: &CacheRow, pusher: &TokenCaller, id: Uuid) -> Result<UploadRow> {
         let mut connection = self.inner.db.read().await?;
         let row = uploads::find(&mut connection, cache.id, pusher.contributor, id).await?;
         row.ok_or(Error::NotFound("upload"))
-    }
-
-    /// Takes in a part, in place of one with this number, and prolongs the upload. Answers once it is durable.
-    ///
-    /// The body is polled only after the caller's right was checked and a place was free.
-    pub async fn put_part<B, E>(
-        &self,
-        call: &Call,
-        cache: &CacheName,
-        id: Uuid,
-        part: NewPart,
-        mut body: B,
-    ) -> Result<PartRow>
-    where
-        B: Stream<Item = std::result::Result<Bytes, E>> + Unpin + Send,
-        E: std::fmt::Display,
-    {
-        let pusher = self.pusher(call, cache).await?;
-        let cache = self.existing_cache(cache).await?;
-        let upload = self.own_upload(&cache, &pusher, id).await?;
-        self.require_open()?;
-        let max = upload.part_size_bytes;
-        if part.stated_size.is_some_and(|size| size > max) {
-            return Err(Error::TooLarge { what: "the part", max });
-        }
-        if upload.closed {
-            return Err(Conflict::State(CLOSED).into());
-        }
-        let _place = self.inner.admission.enter(pusher.token, max).await?;
-        let bytes = self.receive_part(part, max, &mut body).await?;
-        let stage = stage(&upload);
-        let size_bytes = bytes.len() as u64;
-        let tag = self.inner.storage.put_part(&stage, part.number, part.sha256, bytes).await?;
-        let row = PartRow { number: part.number, size_bytes, sha256: part.sha256, tag };
-        let replaced = restarting(|| async {
-            let now = self.inner.clock.now();
-            let mut tx = self.inner.db.begin(Gate::Shared).await?;
-            self.recheck(&mut tx, call, &Action::Push(cache.name.clone()), now).await?;
-            self.recheck_cache(&mut tx, &cache).await?;
-            if !uploads::prolong(&mut tx, id, self.upload_end(now)).await? {
-                return Err(Conflict::State(CLOSED).into());
-            }
-            let mut before = uploads::parts(&mut tx, id).await?;
-            before.retain(|old| old.number == row.number && old.sha256 != row.sha256);
-            uploads::put_part(&mut tx, id, &row).await?;
-            tx.commit().await?;
-            Ok::<_, Error>(before)
-        })
-        .await?;
-        for old in replaced {
-            // What cannot be removed now is removed with the upload's other orphans.
-            if let Err(error) = self.inner.storage.remove_part(&stage, &staged(old)).await {
-                tracing::warn!(upload = %id, error = &error as &dyn std::error::Error, "a replaced part stays");
-            }
-        }
-        Ok(row)
-    }
-
-    /// Reads a part whole, and compares its hash.
-    async fn receive_part<B, E>(&self, part: NewPart, max: u64, body: &mut B) -> Result<Bytes>
-    where
-        B: Stream<Item = std::result::Result<Bytes, E>> + Unpin + Send,
-        E: std::fmt::Display,
-    {
-        let mut body = received(body);
-        let mut pace = Pace::new(self.inner.limits.upload_min_bytes_per_second);
-        // Taken as a whole: memory that is not written to is not used.
-        let mut bytes = BytesMut::with_capacity(part.stated_size.unwrap_or(max) as usize);
-        while let Some(piece) = pace.next(&mut body).await? {
-            if (bytes.len() + piece.len()) as u64 > max {
-                return Err(Error::TooLarge { what: "the part", max });
-            }
-            bytes.extend_from_slice(&piece);
-        }
-        let bytes = bytes.freeze();
-        if bytes.is_empty() {
-            return Err(Rejection::UploadPart { number: part.number, why: "it is empty".to_owned() }.into());
-        }
-        let hashed = bytes.clone();
-        let hashing = tokio::task::spawn_blocking(move || Sha256Digest::of(&hashed));
-        let measured = hashing.await.map_err(|panic| Error::Internal(panic.into()))?;
-        if measured != part.sha256 {
-            let why =
-                format!("its SHA-256 is {}, not the one stated; it was damaged on its way", measured.hex());
-            return Err(Rejection::UploadPart { number: part.number, why }.into());
-        }
-        Ok(bytes)
-    }
-
-    /// Ends an upload: reads the file back, verifies it as one that came in one piece, and puts it in its place.
-    /// Goes on if the caller goes away. A file that is refused takes the upload with it; after any other failure the
-    /// same call may be made again, also after one whose answer was lost.
-    pub async fn complete_upload(
-        &self,
-        call: &Call,
-        cache: &CacheName,
-        id: Uuid,
-        whole: WholeFile,
-    ) -> Result<()> {
-        let pusher = self.pusher(call, cache).await?;
-        let cache = self.existing_cache(cache).await?;
-        let upload = match self.own_upload(&cache, &pusher, id).await {
-            Err(Error::NotFound(thing)) => {
-                let row = measured::find(&mut *self.inner.db.read().await?, cache.id, &whole.file).await?;
-                let stored = row.is_some_and(|row| row.state == FileState::Stored);
-                return if stored { Ok(()) } else { Err(Error::NotFound(thing)) };
-            }
-            found => found?,
-        };
-        self.require_open()?;
-        let max = self.inner.limits.measure.file_size_bytes_max;
-        if whole.size_bytes > max {
-            return Err(Error::TooLarge { what: "the uploaded file", max });
-        }
-        let memory = memory_charge(whole.file.extension) + self.inner.storage.upload_memory_bytes();
-        let place = self.inner.admission.enter(pusher.token, memory).await?;
-        let (service, call, cache) = (self.clone(), call.clone(), CacheRow::clone(&cache));
-        let task = self.inner.tasks.spawn(async move {
-            service.complete_in_place(&call, &cache, &pusher, &upload, whole, place).await
-        });
-        task.await.map_err(|panic| Error::Internal(panic.into()))?
-    }
-
-    async fn complete_in_place(
-        &self,
-        call: &Call,
-        cache: &CacheRow,
-        pusher: &TokenCaller,
-        upload: &UploadRow,
-        whole: WholeFile,
-        _place: Place,
-    ) -> Result<()> {
-        let started = std::time::Instant::now();
-        self.keep_promised(upload).await?;
-        let parts = restarting(|| async {
-            let now = self.inner.clock.now();
-            let mut tx = self.inner.db.begin(Gate::Shared).await?;
-            self.recheck(&mut tx, call, &Action::Push(cache.name.clone()), now).await?;
-            self.recheck_cache(&mut tx, cache).await?;
-            if !uploads::close(&mut tx, upload.id, now, self.upload_end(now)).await? {
-                return Err(Error::NotFound("upload"));
-            }
-            // Read behind the row that was just written: no part is added after this.
-            let parts =
-                whole_parts(uploads::parts(&mut tx, upload.id).await?, upload.part_size_bytes, whole)?;
-            tx.commit().await?;
-            Ok::<_, Error>(parts)
-        })
-        .await?;
-        let stage = stage(upload);
-        let done = self.verify_staged(call, cache, pusher, &stage, &parts, whole).await;
-        match &done {
-            Ok(()) => tracing::info!(
-                cache = %cache.name,
-                file = %whole.file,
-                token.id = %pusher.token,
-                size_bytes = whole.size_bytes,
-                parts = whole.parts,
-                duration_ms = started.elapsed().as_millis() as u64,
-                "NAR in parts verified and stored"
-            ),
-            Err(Error::Rejected(_) | Error::TooLarge { .. }) => {}
-            Err(_) => return done,
-        }
-        self.forget_upload(upload.id).await?;
-        self.remove_stage(&stage, &parts).await;
-        done
-    }
-
-    async fn verify_staged(
-        &self,
-        call: &Call,
-        cache: &CacheRow,
-        pusher: &TokenCaller,
-        stage: &Stage,
-        parts: &[StagedPart],
-        whole: WholeFile,
-    ) -> Result<()> {
-        let storage = &self.inner.storage;
-        storage.close_staged(stage, parts).await?;
-        let key = super::key_of(cache, CacheObject::Nar(whole.file))?;
-        let target = match storage.target_of_staged(&key).await? {
-            Target::Written(upload) => Some(upload),
-            Target::Copied => None,
-        };
-        let body = storage.read_staged(stage, parts).await?.map_err(Error::from);
-        // It is this server that reads: nobody can be blamed for its pace.
-        let (written, measurement) = self.stream_through(target, whole.file, body, Pace::new(0)).await?;
-        let size_bytes = measurement.file_size;
-        let content = match written {
-            Some(upload) => Content::Written(upload),
-            None => Content::Staged(stage.clone()),
-        };
-        let arriving = Arriving { file: whole.file, measurement, content };
-        let results = self.store_measured(call, cache, pusher, vec![arriving]).await?;
-        results.into_iter().collect::<Result<()>>()?;
-        metrics::counter!("narvault_nars_stored_total").increment(1);
-        metrics::counter!("narvault_upload_bytes_total").increment(size_bytes);
-        Ok(())
     }
 
     /// Gives an upload of the caller's own up, with all that came of it.
@@ -494,35 +210,6 @@ impl Service {
     }
 }
 
-/// The parts of the whole file: all there, each of its size.
-fn whole_parts(mut rows: Vec<PartRow>, part_size_bytes: u64, whole: WholeFile) -> Result<Vec<StagedPart>> {
-    let refused = |number, why: String| Error::from(Rejection::UploadPart { number, why });
-    if whole.parts == 0 {
-        return Err(Rejection::value("parts", "a file has one at least").into());
-    }
-    rows.retain(|row| row.tag != PROMISED);
-    let mut rows = rows.into_iter();
-    let mut parts = Vec::new();
-    for number in 1..=whole.parts {
-        let row = rows.next().filter(|row| row.number == number);
-        let row = row.ok_or_else(|| refused(number, "it is missing; send it".to_owned()))?;
-        if number < whole.parts && row.size_bytes != part_size_bytes {
-            let why = format!(
-                "it is {} bytes, and only the last may be less than {part_size_bytes}",
-                row.size_bytes
-            );
-            return Err(refused(number, why));
-        }
-        parts.push(staged(row));
-    }
-    let found: u64 = parts.iter().map(|part| part.size_bytes).sum();
-    if found != whole.size_bytes {
-        let why = format!("the parts are {found} bytes together");
-        return Err(Rejection::value("file_size_bytes", why).into());
-    }
-    Ok(parts)
-}
-
 fn stage(row: &UploadRow) -> Stage {
     Stage { id: row.id, name: row.stage.clone() }
 }
@@ -546,13 +233,5 @@ const UNFINISHED_MAX: i64 = 256;
 /// Uploads that end in one transaction of the sweeper.
 const EXPIRED_AT_ONCE: i64 = 50;
 
-/// How long a URL works by which a part goes straight to the bucket: a part of 64 MiB at 72 KiB/s.
-const URL_LIFETIME: Duration = Duration::from_secs(900);
-
-/// In place of the tag of a part that is to go straight to the bucket, until it is seen there. No bucket gives this.
-const PROMISED: &str = "promised";
-
-const NOT_DIRECT: &str = "this server takes parts itself; send it there";
 const TOO_MANY_UNFINISHED: &str =
     "256 uploads of this contributor are unfinished; complete or delete some, or wait until they expire";
-const CLOSED: &str = "the upload is being verified or is gone, and takes no parts";
