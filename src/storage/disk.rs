@@ -3,30 +3,35 @@
 //! Never shows a file before it is whole and synced: temporary file, fsync, rename, fsync of the folders.
 //! Never follows a symbolic link below the folder, so nothing outside it can be read or written.
 
+mod temporary;
+mod walk;
+
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::fs::{DirBuilder, File, TryLockError};
-use std::io::{self, SeekFrom, Write as _};
+use std::fs::{DirBuilder, File};
+use std::io::{self, SeekFrom};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
-use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::error::{Result, StorageError};
 use super::key::{Folder, OWN_FOLDER, ObjectKey};
 use super::{Entry, Object, check_range};
+use temporary::Temporary;
+pub(super) use temporary::{DiskSealed, DiskUpload};
 
 /// The most memory that one upload takes: the buffer between the caller and the writing thread.
 pub(super) const UPLOAD_MEMORY_BYTES: u64 = CHUNK_BYTES as u64;
@@ -37,12 +42,6 @@ const CHUNK_BYTES: usize = 256 * 1024;
 /// Small files that one call writes and flushes at once. Flushes that meet share the journal's commit: 1 000 files one
 /// after the other took 2.6 s on an ext4 disk, 32 at once 0.3 s.
 pub(super) const PUTS_AT_ONCE: usize = 32;
-
-/// How many objects a listing hands over at a time.
-const PAGE_ENTRIES: usize = 256;
-
-/// Deepest folder that a listing enters: twice the longest key's.
-const DEPTH_MAX: usize = 32;
 
 /// Folders remembered as synced; a cache has a handful, build traces one for each derivation.
 const LASTING_MAX: usize = 4096;
@@ -149,13 +148,7 @@ impl Disk {
 
     pub(super) async fn upload(self: &Arc<Self>, key: &ObjectKey) -> Result<DiskUpload> {
         let (disk, name) = (self.clone(), key.to_string());
-        blocking("begin a file", move || {
-            let temporary = disk.temporary()?;
-            let mut writer = tokio::fs::File::from_std(temporary.file.try_clone()?);
-            writer.set_max_buf_size(CHUNK_BYTES);
-            Ok(DiskUpload { writer, sealed: DiskSealed { temporary, name } })
-        })
-        .await
+        blocking("begin a file", move || DiskUpload::new(disk.temporary()?, name)).await
     }
 
     pub(super) async fn get(
@@ -236,31 +229,6 @@ impl Disk {
 
 /// The blocking half: calls to the system, by folder handles and single components.
 impl Disk {
-    /// A new temporary file, locked for as long as its writer lives.
-    fn temporary(self: &Arc<Self>) -> io::Result<Temporary> {
-        loop {
-            let number = self.files.fetch_add(1, Ordering::Relaxed);
-            let name = format!("{}-{number}", self.instance.simple());
-            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let file: File =
-                rustix::fs::openat(&self.temporary, &name, flags, Mode::from_raw_mode(FILE_MODE))?.into();
-            let temporary = Temporary { disk: self.clone(), name, file, renamed: false };
-            let locked = !matches!(temporary.file.try_lock(), Err(TryLockError::WouldBlock));
-            // Another process that sweeps may have met the file before it was locked.
-            if locked && temporary.file.metadata()?.nlink() > 0 {
-                return Ok(temporary);
-            }
-        }
-    }
-
-    /// A new temporary file with these bytes, synced.
-    fn write(self: &Arc<Self>, bytes: &[u8]) -> io::Result<Temporary> {
-        let mut temporary = self.temporary()?;
-        temporary.file.write_all(bytes)?;
-        temporary.file.sync_all()?;
-        Ok(temporary)
-    }
-
     /// Makes durable that a file stands under this name.
     fn sync_folders(&self, name: &str) -> io::Result<()> {
         let Some((folders, _)) = self.folders(name, false)? else { return Ok(()) };
@@ -348,177 +316,11 @@ impl Disk {
             Err(errno) => Err(errno.into()),
         }
     }
-
-    /// Removes the temporary files that no living process has locked, and says how many.
-    fn remove_stale(&self, older_than: Option<SystemTime>) -> io::Result<u64> {
-        let mut removed = 0;
-        for entry in Dir::read_from(&self.temporary)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-            let file: File = match rustix::fs::openat(&self.temporary, name, flags, Mode::empty()) {
-                Ok(file) => file.into(),
-                // `.` and `..`, and what another process has just renamed or removed.
-                Err(Errno::NOENT | Errno::ISDIR) => continue,
-                Err(errno) => return Err(errno.into()),
-            };
-            let metadata = file.metadata()?;
-            if older_than.is_some_and(|limit| metadata.modified().is_ok_and(|modified| modified >= limit)) {
-                continue;
-            }
-            if file.try_lock().is_err() {
-                continue;
-            }
-            // Between opening and locking, its writer may have renamed it: then it is an object now.
-            let same = rustix::fs::statat(&self.temporary, name, AtFlags::SYMLINK_NOFOLLOW)
-                .is_ok_and(|stat| stat.st_ino == metadata.ino());
-            if same {
-                rustix::fs::unlinkat(&self.temporary, name, AtFlags::empty())?;
-                removed += 1;
-            }
-        }
-        Ok(removed)
-    }
-
-    /// Sends every file in `folder`, a page at a time, until nobody listens.
-    fn walk(&self, folder: &Folder, pages: &mpsc::Sender<Vec<Result<Entry>>>) {
-        let mut walk = Walk { folder, pages, page: Vec::new() };
-        let path = folder.path();
-        let result = match self.folders(&path, false) {
-            Ok(Some((mut folders, _))) => {
-                folders.pop().map_or(Ok(true), |deepest| walk.enter(&deepest, &path, 0))
-            }
-            Ok(None) => Ok(true),
-            Err(error) => Err(error),
-        };
-        if let Err(source) = result {
-            walk.page.push(Err(StorageError::from_io("list a folder", source)));
-        }
-        walk.send();
-    }
-}
-
-struct Walk<'a> {
-    folder: &'a Folder,
-    pages: &'a mpsc::Sender<Vec<Result<Entry>>>,
-    page: Vec<Result<Entry>>,
-}
-
-impl Walk<'_> {
-    /// Whether somebody still listens.
-    fn send(&mut self) -> bool {
-        self.page.is_empty() || self.pages.blocking_send(std::mem::take(&mut self.page)).is_ok()
-    }
-
-    fn enter(&mut self, here: &OwnedFd, path: &str, depth: usize) -> io::Result<bool> {
-        for entry in Dir::read_from(here)? {
-            let entry = entry?;
-            let Ok(file_name) = entry.file_name().to_str() else { continue };
-            if matches!(file_name, "." | "..") {
-                continue;
-            }
-            let stat = match rustix::fs::statat(here, file_name, AtFlags::SYMLINK_NOFOLLOW) {
-                Err(Errno::NOENT) => continue,
-                stat => stat?,
-            };
-            let name = format!("{path}{file_name}");
-            match FileType::from_raw_mode(stat.st_mode) {
-                FileType::Directory if depth < DEPTH_MAX && self.folder.covers(&format!("{name}/")) => {
-                    let inner = match open_folder(here, file_name) {
-                        Err(Errno::NOENT | Errno::NOTDIR) => continue,
-                        inner => inner?,
-                    };
-                    if !self.enter(&inner, &format!("{name}/"), depth + 1)? {
-                        return Ok(false);
-                    }
-                }
-                FileType::RegularFile => {
-                    let since_epoch = Duration::from_secs(u64::try_from(stat.st_mtime).unwrap_or(0));
-                    self.page.push(Ok(Entry {
-                        name,
-                        size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
-                        modified: SystemTime::UNIX_EPOCH + since_epoch,
-                    }));
-                    if self.page.len() >= PAGE_ENTRIES && !self.send() {
-                        return Ok(false);
-                    }
-                }
-                _ => {}
-            }
-        }
-        Ok(true)
-    }
 }
 
 impl fmt::Display for Disk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "file://{}", self.path.display())
-    }
-}
-
-/// A file that is no object yet. Dropping it removes it.
-struct Temporary {
-    disk: Arc<Disk>,
-    name: String,
-    file: File,
-    renamed: bool,
-}
-
-impl Temporary {
-    /// Makes the synced file the object `name`, and that durable.
-    fn rename(self, name: &str) -> io::Result<()> {
-        let disk = self.disk.clone();
-        self.place(name)?;
-        disk.sync_folders(name)
-    }
-
-    /// Makes the synced file the object `name`: whole for every reader, durable once its folders are synced.
-    fn place(mut self, name: &str) -> io::Result<()> {
-        let (folders, file_name) = self.disk.folders(name, true)?.ok_or(io::ErrorKind::NotFound)?;
-        let folder = &folders[folders.len() - 1];
-        rustix::fs::renameat(&self.disk.temporary, &self.name, folder, file_name)?;
-        self.renamed = true;
-        Ok(())
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if !self.renamed {
-            // What cannot be removed now is stale later: its lock ends here.
-            let _ = rustix::fs::unlinkat(&self.disk.temporary, &self.name, AtFlags::empty());
-        }
-    }
-}
-
-pub(super) struct DiskUpload {
-    writer: tokio::fs::File,
-    sealed: DiskSealed,
-}
-
-pub(super) struct DiskSealed {
-    temporary: Temporary,
-    name: String,
-}
-
-impl DiskUpload {
-    pub(super) async fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.writer.write_all(bytes).await.map_err(|source| StorageError::from_io("write a file", source))
-    }
-
-    pub(super) async fn seal(mut self) -> Result<DiskSealed> {
-        let synced = async {
-            self.writer.flush().await?;
-            self.writer.sync_all().await
-        };
-        synced.await.map_err(|source| StorageError::from_io("sync a file", source))?;
-        Ok(self.sealed)
-    }
-}
-
-impl DiskSealed {
-    pub(super) async fn complete(self) -> Result<()> {
-        blocking("name a file", move || self.temporary.rename(&self.name)).await
     }
 }
 

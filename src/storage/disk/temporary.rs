@@ -1,0 +1,146 @@
+//! Files that are no objects yet: written, synced, and then named or removed.
+
+use std::fs::{File, TryLockError};
+use std::io::{self, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use rustix::fs::{AtFlags, Dir, Mode, OFlags};
+use rustix::io::Errno;
+use tokio::io::AsyncWriteExt as _;
+
+use super::{CHUNK_BYTES, Disk, FILE_MODE, blocking};
+use crate::storage::error::{Result, StorageError};
+
+impl Disk {
+    /// A new temporary file, locked for as long as its writer lives.
+    pub(super) fn temporary(self: &Arc<Self>) -> io::Result<Temporary> {
+        loop {
+            let number = self.files.fetch_add(1, Ordering::Relaxed);
+            let name = format!("{}-{number}", self.instance.simple());
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file: File =
+                rustix::fs::openat(&self.temporary, &name, flags, Mode::from_raw_mode(FILE_MODE))?.into();
+            let temporary = Temporary { disk: self.clone(), name, file, renamed: false };
+            let locked = !matches!(temporary.file.try_lock(), Err(TryLockError::WouldBlock));
+            // Another process that sweeps may have met the file before it was locked.
+            if locked && temporary.file.metadata()?.nlink() > 0 {
+                return Ok(temporary);
+            }
+        }
+    }
+
+    /// A new temporary file with these bytes, synced.
+    pub(super) fn write(self: &Arc<Self>, bytes: &[u8]) -> io::Result<Temporary> {
+        let mut temporary = self.temporary()?;
+        temporary.file.write_all(bytes)?;
+        temporary.file.sync_all()?;
+        Ok(temporary)
+    }
+
+    /// Removes the temporary files that no living process has locked, and says how many.
+    pub(super) fn remove_stale(&self, older_than: Option<SystemTime>) -> io::Result<u64> {
+        let mut removed = 0;
+        for entry in Dir::read_from(&self.temporary)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let file: File = match rustix::fs::openat(&self.temporary, name, flags, Mode::empty()) {
+                Ok(file) => file.into(),
+                // `.` and `..`, and what another process has just renamed or removed.
+                Err(Errno::NOENT | Errno::ISDIR) => continue,
+                Err(errno) => return Err(errno.into()),
+            };
+            let metadata = file.metadata()?;
+            if older_than.is_some_and(|limit| metadata.modified().is_ok_and(|modified| modified >= limit)) {
+                continue;
+            }
+            if file.try_lock().is_err() {
+                continue;
+            }
+            // Between opening and locking, its writer may have renamed it: then it is an object now.
+            let same = rustix::fs::statat(&self.temporary, name, AtFlags::SYMLINK_NOFOLLOW)
+                .is_ok_and(|stat| stat.st_ino == metadata.ino());
+            if same {
+                rustix::fs::unlinkat(&self.temporary, name, AtFlags::empty())?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+}
+
+/// A file that is no object yet. Dropping it removes it.
+pub(super) struct Temporary {
+    disk: Arc<Disk>,
+    name: String,
+    file: File,
+    renamed: bool,
+}
+
+impl Temporary {
+    /// Makes the synced file the object `name`, and that durable.
+    pub(super) fn rename(self, name: &str) -> io::Result<()> {
+        let disk = self.disk.clone();
+        self.place(name)?;
+        disk.sync_folders(name)
+    }
+
+    /// Makes the synced file the object `name`: whole for every reader, durable once its folders are synced.
+    pub(super) fn place(mut self, name: &str) -> io::Result<()> {
+        let (folders, file_name) = self.disk.folders(name, true)?.ok_or(io::ErrorKind::NotFound)?;
+        let folder = &folders[folders.len() - 1];
+        rustix::fs::renameat(&self.disk.temporary, &self.name, folder, file_name)?;
+        self.renamed = true;
+        Ok(())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.renamed {
+            // What cannot be removed now is stale later: its lock ends here.
+            let _ = rustix::fs::unlinkat(&self.disk.temporary, &self.name, AtFlags::empty());
+        }
+    }
+}
+
+pub(in crate::storage) struct DiskUpload {
+    writer: tokio::fs::File,
+    sealed: DiskSealed,
+}
+
+pub(in crate::storage) struct DiskSealed {
+    temporary: Temporary,
+    name: String,
+}
+
+impl DiskUpload {
+    /// Writes what is to become the object `name` into this file.
+    pub(super) fn new(temporary: Temporary, name: String) -> io::Result<Self> {
+        let mut writer = tokio::fs::File::from_std(temporary.file.try_clone()?);
+        writer.set_max_buf_size(CHUNK_BYTES);
+        Ok(Self { writer, sealed: DiskSealed { temporary, name } })
+    }
+
+    pub(in crate::storage) async fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.writer.write_all(bytes).await.map_err(|source| StorageError::from_io("write a file", source))
+    }
+
+    pub(in crate::storage) async fn seal(mut self) -> Result<DiskSealed> {
+        let synced = async {
+            self.writer.flush().await?;
+            self.writer.sync_all().await
+        };
+        synced.await.map_err(|source| StorageError::from_io("sync a file", source))?;
+        Ok(self.sealed)
+    }
+}
+
+impl DiskSealed {
+    pub(in crate::storage) async fn complete(self) -> Result<()> {
+        blocking("name a file", move || self.temporary.rename(&self.name)).await
+    }
+}
