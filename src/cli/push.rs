@@ -236,6 +236,11 @@ impl Teller {
             Event::Waiting { reason, seconds } => {
                 self.note(&format!("{reason}; trying again in {seconds:.1} s"))
             }
+            Event::Rerouted { reason } => self.bar.suspend(|| {
+                let hint =
+                    "the operator can let the bucket be reached from here, or switch `uploads.direct` off";
+                self.printer.warning(&format!("{reason}: parts go through the server"), hint);
+            }),
             Event::Sent { .. } | Event::Kept { .. } | Event::Published { .. } => {}
         }
     }

@@ -260,17 +260,18 @@ impl Client {
         self.answer(self.api(Method::GET, &["caches", cache, "uploads", id])?).await
     }
 
-    /// Sends a part through the server; parts count from 1.
+    /// Sends a part, whose hash is known, through the server; parts count from 1.
     pub async fn upload_part(
         &self,
         cache: &str,
         id: &str,
         number: u32,
+        sha256: Sha256Digest,
         part: Bytes,
     ) -> Result<UploadPart, Error> {
         self.require_token()?;
         let number = number.to_string();
-        let digest = format!("sha-256=:{}:", BASE64.encode(&Sha256Digest::of(&part).0));
+        let digest = format!("sha-256=:{}:", BASE64.encode(&sha256.0));
         let request = self.api(Method::PUT, &["caches", cache, "uploads", id, "parts", &number])?;
         let request =
             request.header(CONTENT_TYPE, "application/octet-stream").header("content-digest", digest);
@@ -297,10 +298,10 @@ impl Client {
         cache: &str,
         id: &str,
         number: u32,
+        sha256: Sha256Digest,
         part: Bytes,
     ) -> Result<(), Error> {
-        let sha256 = Sha256Digest::of(&part).hex();
-        let body = PartUrlRequest { size_bytes: part.len() as u64, sha256 };
+        let body = PartUrlRequest { size_bytes: part.len() as u64, sha256: sha256.hex() };
         let place = self.upload_part_url(cache, id, number, &body).await?;
         self.put_elsewhere(&place.url, part).await
     }

@@ -32,6 +32,12 @@ pub enum Error {
     /// Something between here and the server, or another program altogether.
     #[error("{url} answered with status {status}, and not as narvault does")]
     Foreign { url: ServerUrl, status: u16 },
+    /// Where the server said that something may be sent. Without the cause, which repeats the address: that is a secret.
+    #[error(
+        "{host}, where the server has parts sent to, {}",
+        .status.map_or("cannot be reached".to_owned(), |status| format!("answered with status {status}"))
+    )]
+    Elsewhere { host: String, status: Option<u16> },
     #[error("{url} redirects to {location}; a token is not sent after a redirect")]
     Redirected { url: ServerUrl, location: String },
     #[error("the answer of {url} is larger than {limit} bytes")]
@@ -71,11 +77,15 @@ impl Error {
             Self::Foreign { status: 502..=504, .. } => ErrorKind::Unreachable,
             Self::Foreign { status: 401 | 403 | 407, .. } => ErrorKind::NotAuthorised,
             Self::Foreign { status: 413, .. } => ErrorKind::Refused,
-            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Broken { .. } => ErrorKind::Unreachable,
+            Self::Unreachable { .. }
+            | Self::TimedOut { .. }
+            | Self::Broken { .. }
+            | Self::Elsewhere { status: None, .. } => ErrorKind::Unreachable,
             Self::PlainHttp { .. }
             | Self::TokenForm
             | Self::Name(_)
             | Self::Foreign { .. }
+            | Self::Elsewhere { .. }
             | Self::Redirected { .. }
             | Self::AnswerTooLarge { .. }
             | Self::AnswerForm { .. }
@@ -107,7 +117,7 @@ impl Error {
                 Some("run `narvault login` with the address where the server really is".into())
             }
             Self::AnswerForm { .. } => Some("compare `narvault --version` with the server's".into()),
-            Self::Name(_) | Self::AnswerTooLarge { .. } | Self::Setup(_) => None,
+            Self::Name(_) | Self::AnswerTooLarge { .. } | Self::Elsewhere { .. } | Self::Setup(_) => None,
         }
     }
 
@@ -145,6 +155,7 @@ impl Error {
             Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Broken { .. } => true,
             Self::Problem(problem) => is_passing(problem.status, &problem.kind),
             Self::Foreign { status, .. } => is_passing(*status, ""),
+            Self::Elsewhere { status, .. } => status.is_none_or(|status| is_passing(status, "")),
             _ => false,
         }
     }

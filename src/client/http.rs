@@ -112,11 +112,15 @@ impl Client {
     /// Puts bytes to an address that the server gave, without the token. Never tells the address: it is a secret.
     pub(super) async fn put_elsewhere(&self, url: &str, bytes: Bytes) -> Result<(), Error> {
         let sent = self.elsewhere.put(url).body(bytes).send().await;
-        let status = sent.map_err(|source| self.transport_error(source))?.status();
-        if status.is_success() {
-            return Ok(());
+        let host = || {
+            let host = url::Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned));
+            host.unwrap_or_else(|| "the bucket".to_owned())
+        };
+        match sent.map(|response| response.status()) {
+            Ok(status) if status.is_success() => Ok(()),
+            Ok(status) => Err(Error::Elsewhere { host: host(), status: Some(status.as_u16()) }),
+            Err(_) => Err(Error::Elsewhere { host: host(), status: None }),
         }
-        Err(Error::Foreign { url: self.url.clone(), status: status.as_u16() })
     }
 
     /// Sends, and gives status and text of any answer, successful or not.

@@ -88,6 +88,8 @@ pub enum Event {
     },
     /// Something went wrong that passes by itself.
     Waiting { reason: String, seconds: f64 },
+    /// The bucket did not take a part: from now on they go through the server, as without it.
+    Rerouted { reason: String },
 }
 
 impl From<Retry> for Event {
@@ -251,12 +253,17 @@ async fn found(
 
 /// What a task has to say while it goes on.
 enum News {
-    /// A NAR is made, or failed: its processor is free.
-    Made,
+    /// A NAR is made, or failed: its processor is free, and those of its threads.
+    Made {
+        threaded: bool,
+    },
     Read(u64),
     Sent(u64),
     Kept(u64),
     Retry(Retry),
+    Rerouted {
+        reason: String,
+    },
 }
 
 impl News {

@@ -269,6 +269,7 @@ async fn a_proxy_of_bad_manners_costs_time_and_nothing_else() {
             lose_answer_every: 6,
             delay: Duration::from_millis(20),
             hold_after: None,
+            ..Manners::default()
         },
     )
     .await;
@@ -577,5 +578,104 @@ async fn parts_of_a_large_file_go_straight_to_the_bucket_where_the_server_is_set
     assert!(summary(&pushed).starts_with("1 new, 0 already there"), "{pushed:?}");
     assert!(proxy.largest_body() < 64 << 10, "{} bytes came by the server", proxy.largest_body());
     pulled_unchanged(&nix, &server, &alice, &[path]).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bucket_that_cannot_be_reached_is_given_up_once_with_one_warning() {
+    let nix = require_nix!();
+    let Some(server) = TestServer::spawn(Backend::SQLITE_S3, &[("NARVAULT_UPLOADS_DIRECT", "true")]).await
+    else {
+        return println!("skipped: {:?} is not here", Backend::SQLITE_S3);
+    };
+    let (alice, token) = pusher(&nix, &server).await;
+    let paths = noisy(&alice, 2, 40 << 20).await;
+    let arguments: Vec<&str> = ["main"].into_iter().chain(paths.iter().map(String::as_str)).collect();
+    let proxy = Proxy::before(&server.url, Manners { lose_bucket: true, ..Manners::default() }).await;
+
+    let pushed = push(&alice, &proxy.url, &token, &arguments).await;
+
+    assert!(summary(&pushed).starts_with("2 new, 0 already there"), "{pushed:?}");
+    let warnings: Vec<&str> = pushed.stderr.lines().filter(|line| line.starts_with("warning: ")).collect();
+    let expected = "warning: 127.0.0.1, where the server has parts sent to, cannot be reached: parts go through the server";
+    assert_eq!(warnings, [expected], "{pushed:?}");
+    assert!(!pushed.stderr.contains("trying again") && !pushed.stderr.contains("secret"), "{pushed:?}");
+    // Three tries of each part that was under way when the first one failed; six parts of 16 MiB came by the server.
+    assert!(proxy.bucket_urls() <= 6, "{} times asked for", proxy.bucket_urls());
+    assert_eq!(proxy.accepted().len(), 6);
+    pulled_unchanged(&nix, &server, &alice, &paths).await;
+    server.stop().await;
+}
+
+/// Pushes a path, one that refers to it and one that does not, while somebody else publishes the first one with other
+/// contents. Gives what the push said, and the path.
+async fn overtaken(server: &TestServer, nix: &Nix, arguments: &[&str]) -> (Ended, [String; 3]) {
+    let (alice, token) = pusher(nix, server).await;
+    let rival = server.token("bob", &["push:main"]).await;
+    let theirs = TestPath::new("contested", "as bob built it");
+    let contested = theirs.store_path.clone();
+    alice.add_at(&contested, &Node::file("as alice built it"), &[]).await;
+    let referrer = alice.add_text("referrer", "uses", &[&contested]).await;
+    let other = alice.add_text("other", "nothing else", &[]).await;
+    let manners = Manners { hold_publications: true, ..Manners::default() };
+    let proxy = Proxy::before(&server.url, manners).await;
+    let arguments = [arguments, &["main", &referrer, &other]].concat();
+    let pushing = push(&alice, &proxy.url, &token, &arguments);
+    let overtaking = async {
+        proxy.publication().await;
+        rival.http.put_nar("main", &theirs).await.assert_status(201);
+        rival.http.put_narinfo("main", &theirs).await.assert_status(201);
+        proxy.let_publish();
+    };
+    let (ended, ()) = tokio::join!(pushing, overtaking);
+    (ended, [contested, referrer, other])
+}
+
+on_each_backend! {
+    async fn another_claim_that_was_published_meanwhile_is_told_and_keeps_no_other_back(server: TestServer) {
+        let nix = require_nix!();
+
+        let (ended, [contested, referrer, other]) = overtaken(&server, &nix, &[]).await;
+
+        assert_eq!(ended.code, Some(4), "{ended:?}");
+        assert!(ended.stdout.starts_with("1 new, 0 already there, 0 upstream, 2 failed; "), "{ended:?}");
+        let told = format!("error: cannot push {contested}: ");
+        let told = ended.stderr.lines().find(|line| line.starts_with(&told)).expect("the conflict is told");
+        assert!(told.contains("is published here with another content"), "{told}");
+        let expected = format!("error: cannot push {referrer}: it refers to {contested}, which could not be pushed");
+        assert!(ended.stderr.lines().any(|line| line == expected), "{ended:?}");
+        let end: Vec<&str> = ended.stderr.lines().rev().take(2).collect();
+        assert_eq!(end[1], "error: 2 of 3 paths could not be pushed");
+        assert!(end[0].starts_with("hint: run `narvault path show"), "{ended:?}");
+        assert_eq!(server.admin().path("main", hash_part(&other)).await.unwrap().state, "published");
+        let view = server.admin().path("main", hash_part(&contested)).await.unwrap();
+        assert_eq!((view.evidence.len(), view.conflicts.len()), (1, 1), "{view:?}");
+        assert_eq!(view.conflicts[0].contributor, "alice");
+        server.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn programs_are_told_of_a_conflict_by_its_status() {
+    let nix = require_nix!();
+    let server = TestServer::start(Backend::SQLITE_DISK).await.unwrap();
+
+    let (ended, [contested, referrer, other]) = overtaken(&server, &nix, &["--json"]).await;
+
+    assert_eq!(ended.code, Some(4), "{ended:?}");
+    let lines: Vec<Value> = ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |event: &str| -> Vec<&str> {
+        let lines = lines.iter().filter(|line| line["event"] == event);
+        lines.map(|line| line["path"].as_str().unwrap()).collect()
+    };
+    assert_eq!(of("failed"), [contested.as_str(), &referrer], "{lines:?}");
+    assert_eq!(of("published"), [other.as_str()], "{lines:?}");
+    assert!(
+        lines.iter().filter(|line| line["event"] == "failed").all(|line| line["status"] == 409),
+        "{lines:?}"
+    );
+    let done = lines.last().unwrap();
+    assert_eq!((&done["event"], &done["new"]), (&"done".into(), &1.into()), "{done}");
+    assert_eq!(done["failed"][0]["path"], contested.as_str(), "{done}");
     server.stop().await;
 }

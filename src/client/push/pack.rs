@@ -1,7 +1,7 @@
 //! One path on its way out: dumped, hashed, compressed, hashed again, cut into parts.
 //!
 //! Never gives out a file whose NAR is not the one that the store's database promises, and never holds more of it
-//! than one part. Runs where it may block.
+//! than one part, nor more of all together than the [`Room`] has. Runs where it may block.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use zstd::zstd_safe::CParameter;
 
 use super::dump::{DumpError, dump};
 use super::plan::Stored;
@@ -60,6 +61,15 @@ impl Packing {
     pub fn compression(self) -> Compression {
         self.compression
     }
+
+    /// Whether a NAR of this size is compressed by threads of its own. What they make is another file than one
+    /// thread makes, so neither the machine nor its load may decide: an interrupted push goes on only where it makes
+    /// the same bytes again.
+    pub fn is_threaded(self, nar_size: u64) -> bool {
+        self.compression == Compression::Zstd
+            && self.level <= THREADED_LEVEL_MAX
+            && nar_size >= THREADED_NAR_BYTES_MIN
+    }
 }
 
 impl Default for Packing {
@@ -97,17 +107,28 @@ pub struct Part {
     pub sha256: Sha256Digest,
 }
 
-/// Buffers for parts, made once and used again and again: an allocator keeps what it is given back, in as many places
-/// as there are threads.
+/// What the files of a push may take of memory, all together: buffers for parts, and bytes of files that are whole and
+/// wait to be sent.
+///
+/// Whoever waits for a buffer holds none, and whoever waits to be held keeps no file that is held from being sent: so
+/// nobody waits for ever.
 pub struct Room {
     buffers: Arc<Semaphore>,
+    /// Made once and used again and again: an allocator keeps what it is given back, in as many places as there are
+    /// threads.
     free: Mutex<Vec<Vec<u8>>>,
+    held: Arc<Semaphore>,
 }
 
 impl Room {
-    /// Room for so many parts at once.
-    pub fn new(parts: usize) -> Arc<Self> {
-        Arc::new(Self { buffers: Arc::new(Semaphore::new(parts)), free: Mutex::default() })
+    /// Room for so many parts at once, and for so many bytes of whole files; the largest one has to fit.
+    pub fn new(parts: usize, held_bytes: usize) -> Arc<Self> {
+        let held = Semaphore::new(held_bytes / HELD_PIECE_BYTES);
+        Arc::new(Self {
+            buffers: Arc::new(Semaphore::new(parts)),
+            free: Mutex::default(),
+            held: Arc::new(held),
+        })
     }
 
     /// Waits for a buffer; may block.
@@ -117,6 +138,25 @@ impl Room {
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let bytes = free.unwrap_or_else(|| Vec::with_capacity(PART_SIZE_BYTES));
         Ok(Buffer { bytes, room: self.clone(), _permit: permit })
+    }
+
+    /// Waits until a whole file of this size may be held; may block.
+    fn hold(&self, size: usize) -> io::Result<OwnedSemaphorePermit> {
+        let pieces = u32::try_from(size.div_ceil(HELD_PIECE_BYTES)).map_err(io::Error::other)?;
+        let permit = tokio::runtime::Handle::current().block_on(self.held.clone().acquire_many_owned(pieces));
+        permit.map_err(io::Error::other)
+    }
+}
+
+/// A whole file that waits to be sent; what it takes is free again when the last copy of it is dropped.
+struct Held {
+    bytes: Vec<u8>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -163,6 +203,8 @@ pub struct Source<'a> {
     pub real: &'a Path,
     pub claim: &'a Claim,
     pub packing: Packing,
+    /// Threads for a NAR that is compressed by some of its own. The file is the same by however many.
+    pub threads: u32,
     /// Told how many bytes of the NAR went by.
     pub progress: &'a dyn Fn(u64),
 }
@@ -180,7 +222,7 @@ pub fn pack(
         size: 0,
         size_max: size,
         progress: source.progress,
-        file: open(source.packing, size, parts).map_err(PackError::Compress)?,
+        file: open(source, parts).map_err(PackError::Compress)?,
     };
     if let Err(error) = dump(source.real, &mut nar) {
         return Err(match error {
@@ -195,7 +237,7 @@ pub fn pack(
         return Err(PackError::Mismatch { found, found_size: nar.size, expected, size });
     }
     let parts = nar.file.finish().map_err(PackError::Compress)?;
-    parts.finish(source.packing.compression).ok_or(PackError::Abandoned)
+    parts.finish(source.packing.compression).map_err(PackError::Compress)?.ok_or(PackError::Abandoned)
 }
 
 /// Counts and hashes the NAR on its way into the compressor.
@@ -230,13 +272,18 @@ enum Compressor<'a> {
     Zstd(zstd::stream::write::Encoder<'static, Parts<'a>>),
 }
 
-fn open(packing: Packing, nar_size: u64, parts: Parts<'_>) -> io::Result<Compressor<'_>> {
+fn open<'a>(source: &Source<'_>, parts: Parts<'a>) -> io::Result<Compressor<'a>> {
+    let (packing, nar_size) = (source.packing, source.claim.nar_size);
     Ok(match packing.compression {
         Compression::Xz => Compressor::Xz(xz2::write::XzEncoder::new(parts, packing.level.unsigned_abs())),
         Compression::Zstd => {
             let mut encoder = zstd::stream::write::Encoder::new(parts, packing.level)?;
             // Tables of a fitting size: what makes a thousand tiny paths fast.
             encoder.set_pledged_src_size(Some(nar_size))?;
+            if packing.is_threaded(nar_size) {
+                encoder.set_parameter(CParameter::NbWorkers(source.threads.clamp(1, THREADS_MAX)))?;
+                encoder.set_parameter(CParameter::JobSize(THREAD_JOB_BYTES))?;
+            }
             Compressor::Zstd(encoder)
         }
         // The others are refused when a packing is made.
@@ -301,33 +348,42 @@ impl<'a> Parts<'a> {
         self.large.as_ref().map_or(self.small.len(), |buffer| buffer.bytes.len())
     }
 
-    fn cut(&mut self) -> Part {
+    fn send(&mut self) -> bool {
         let small = std::mem::take(&mut self.small);
         let bytes = self.large.take().map_or_else(|| small.into(), Bytes::from_owner);
-        Part { number: self.sent + 1, sha256: Sha256Digest::of(&bytes), bytes }
-    }
-
-    fn send(&mut self) -> bool {
-        let part = self.cut();
+        let part = Part { number: self.sent + 1, sha256: Sha256Digest::of(&bytes), bytes };
         self.sent += 1;
         let taken = (self.take)(part);
         self.abandoned |= !taken;
         taken
     }
 
-    fn finish(mut self, compression: Compression) -> Option<Packed> {
-        let whole = self.sent == 0 && self.filled() <= WHOLE_BYTES_MAX;
-        let whole = whole.then(|| self.cut()).map(|part| {
-            // It may wait for company: others need the buffer meanwhile.
-            let is_large = part.bytes.len() > SMALL_BYTES;
-            if is_large { Part { bytes: Bytes::copy_from_slice(&part.bytes), ..part } } else { part }
-        });
-        if whole.is_none() && !self.send() {
-            return None;
+    /// The whole file, or `None` if nobody takes it any more.
+    fn finish(mut self, compression: Compression) -> io::Result<Option<Packed>> {
+        let is_whole = self.sent == 0 && self.filled() <= WHOLE_BYTES_MAX;
+        if !is_whole && !self.send() {
+            return Ok(None);
         }
-        let hash = FileHash(Sha256Digest(self.hash.finalize().into()));
-        let file = NarFileName { hash, extension: compression.extension() };
-        Some(Packed { stored: Stored { file, compression, file_size: self.size }, whole, parts: self.sent })
+        let digest = Sha256Digest(std::mem::take(&mut self.hash).finalize().into());
+        let whole =
+            if is_whole { Some(Part { number: 1, bytes: self.hold()?, sha256: digest }) } else { None };
+        let file = NarFileName { hash: FileHash(digest), extension: compression.extension() };
+        let stored = Stored { file, compression, file_size: self.size };
+        Ok(Some(Packed { stored, whole, parts: self.sent }))
+    }
+
+    /// The file, held until it is sent: it may wait for company, and others need the buffer meanwhile.
+    fn hold(&mut self) -> io::Result<Bytes> {
+        let permit = self.room.hold(self.filled())?;
+        let bytes = match self.large.take() {
+            Some(buffer) => buffer.bytes.as_slice().to_vec(),
+            None => {
+                let mut small = std::mem::take(&mut self.small);
+                small.shrink_to_fit();
+                small
+            }
+        };
+        Ok(Bytes::from_owner(Held { bytes, _permit: permit }))
     }
 }
 
@@ -362,6 +418,21 @@ const WHOLE_BYTES_MAX: usize = BATCH_SIZE_BYTES_MAX as usize - FRAME_LINE_BYTES_
 
 /// Up to this size a file takes no buffer of the room; most paths of a closure stay below it.
 const SMALL_BYTES: usize = 1024 * 1024;
+
+/// What held files are counted in: as many as there are, each takes a whole number of them.
+const HELD_PIECE_BYTES: usize = 4 * 1024;
+
+/// From this size on a NAR is compressed by threads of its own. Smaller ones keep processors busy by their number.
+const THREADED_NAR_BYTES_MIN: u64 = 32 * 1024 * 1024;
+
+/// Above, each thread would need tens of MiB for itself.
+const THREADED_LEVEL_MAX: i32 = 9;
+
+/// What one thread compresses at a time. It bounds memory, and with the level it decides the bytes of the file.
+const THREAD_JOB_BYTES: u32 = 2 * 1024 * 1024;
+
+/// More are not kept busy by the one that reads and hashes.
+pub const THREADS_MAX: u32 = 4;
 
 /// Above, the window grows beyond what the server takes.
 const ZSTD_LEVEL_MAX: i32 = 19;

@@ -6,8 +6,9 @@
 //! | what | bytes |
 //! |---|---|
 //! | parts that are made or under way: [`PARTS_AT_ONCE`] of 16 MiB | 48 MiB |
-//! | smaller files that wait for a batch, and batches under way | [`HELD_BYTES_MAX`] and one file for each NAR that is made |
-//! | each NAR that is made: buffers, the compressor (zstd up to level 3: 4 MiB; xz 6: 94 MiB) | about 6 MiB |
+//! | smaller files that wait for a batch, and batches under way: [`HELD_BYTES_MAX`] | 20 MiB |
+//! | one NAR of 32 MiB or more, by up to four threads: at most 7 jobs read, 6 made, of 2 MiB each, and tables | 32 MiB |
+//! | each other NAR that is made: buffers, the compressor (zstd up to level 3: 4 MiB; xz 6: 94 MiB) | about 6 MiB |
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,10 +20,10 @@ use tokio::time::Instant;
 use super::super::error::Error;
 use super::super::http::Client;
 use super::batch::{self, Gathered, Small};
-use super::pack::{PackError, Packed, Part, Room, Source, pack};
+use super::pack::{PackError, Packed, Part, Room, Source, THREADS_MAX, pack};
 use super::plan::{Index, Plan, Stored};
 use super::publish::{self, Answered};
-use super::upload::Upload;
+use super::upload::{Bucket, Upload};
 use super::{Event, FailedPath, News, PushError, PushOptions, Report};
 use crate::api::{PUBLISH_PATHS_MAX, Refused};
 use crate::nix::claim::Claim;
@@ -31,8 +32,8 @@ use crate::nix::hash::NarHash;
 /// Parts that are made or under way at once: one fills while one travels and one is verified.
 const PARTS_AT_ONCE: usize = 3;
 
-/// From this many bytes of small files on no further NAR is begun.
-const HELD_BYTES_MAX: usize = 12 * 1024 * 1024;
+/// Bytes of smaller files that wait or are under way; the largest one is 16 MiB.
+const HELD_BYTES_MAX: usize = 20 * 1024 * 1024;
 
 /// Batches under way: one travels while another one is verified.
 const BATCHES_AT_ONCE: usize = 3;
@@ -56,7 +57,8 @@ pub async fn run(
         client: client.clone(),
         cache: cache.to_owned(),
         options: options.clone(),
-        room: Room::new(PARTS_AT_ONCE),
+        room: Room::new(PARTS_AT_ONCE, HELD_BYTES_MAX),
+        bucket: Arc::default(),
         news,
     };
     let mut pipeline = Pipeline {
@@ -70,7 +72,7 @@ pub async fn run(
         gathered: Gathered::default(),
         gathering_since: None,
         making: 0,
-        held_bytes: 0,
+        is_threading: false,
         batches: 0,
         is_publishing: false,
     };
@@ -87,6 +89,7 @@ struct Shared {
     cache: String,
     options: PushOptions,
     room: Arc<Room>,
+    bucket: Arc<Bucket>,
     news: UnboundedSender<News>,
 }
 
@@ -120,8 +123,8 @@ struct Pipeline<'a> {
     gathering_since: Option<Instant>,
     /// NARs that are made at the moment.
     making: usize,
-    /// Bytes of small files that are not stored yet.
-    held_bytes: usize,
+    /// Whether one of them is made by threads of its own, which are enough for every processor.
+    is_threading: bool,
     batches: usize,
     is_publishing: bool,
 }
@@ -165,11 +168,12 @@ impl Pipeline<'_> {
 
     /// Begins as many NARs as may be made at once.
     fn make(&mut self) {
-        while self.making < self.shared.options.jobs && self.held_bytes < HELD_BYTES_MAX {
-            let Some(mut group) = self.work.pop_front() else { return };
+        while self.making < self.shared.options.jobs {
+            let Some(mut group) = self.next_work() else { return };
             group.retain(|&index| self.plan.is_wanted(index));
             let Some(&first) = group.first() else { continue };
             self.making += 1;
+            self.is_threading |= self.is_threaded(first);
             let info = self.plan.info(first);
             (self.events)(Event::Started {
                 path: info.claim.path.to_string(),
@@ -177,6 +181,20 @@ impl Pipeline<'_> {
             });
             self.tasks.spawn(make(self.shared.clone(), group, info.claim.clone()));
         }
+    }
+
+    /// What is to be made next: of those that take threads of their own, one at a time.
+    fn next_work(&mut self) -> Option<Vec<Index>> {
+        if !self.is_threading {
+            return self.work.pop_front();
+        }
+        let is_threaded = |group: &Vec<Index>| group.first().is_some_and(|&index| self.is_threaded(index));
+        let at = self.work.iter().position(|group| !is_threaded(group))?;
+        self.work.remove(at)
+    }
+
+    fn is_threaded(&self, index: Index) -> bool {
+        self.shared.options.packing.is_threaded(self.plan.info(index).claim.nar_size)
     }
 
     fn send_batches(&mut self) {
@@ -215,7 +233,10 @@ impl Pipeline<'_> {
 
     fn hear(&mut self, news: News) {
         match news {
-            News::Made => self.making -= 1,
+            News::Made { threaded } => {
+                self.making -= 1;
+                self.is_threading &= !threaded;
+            }
             News::Read(bytes) => (self.events)(Event::Read { bytes }),
             News::Sent(bytes) => {
                 self.report.bytes_sent += bytes;
@@ -226,13 +247,13 @@ impl Pipeline<'_> {
                 (self.events)(Event::Kept { bytes });
             }
             News::Retry(retry) => (self.events)(retry.into()),
+            News::Rerouted { reason } => (self.events)(Event::Rerouted { reason }),
         }
     }
 
     fn take(&mut self, done: Done) -> Result<(), PushError> {
         match done {
             Done::Small(group, packed) => {
-                self.held_bytes += packed.whole.as_ref().map_or(0, |part| part.bytes.len());
                 self.gathered.push(group, packed);
                 self.gathering_since.get_or_insert_with(Instant::now);
             }
@@ -243,7 +264,6 @@ impl Pipeline<'_> {
                 self.batches -= 1;
                 for (small, refused) in files.into_iter().zip(result?) {
                     let Small { group, packed, .. } = small;
-                    self.held_bytes -= packed.whole.as_ref().map_or(0, |part| part.bytes.len());
                     match refused {
                         None => self.stored(&group, packed.stored),
                         Some(refused) => match Fault::of(refused) {
@@ -364,9 +384,10 @@ async fn make(shared: Arc<Shared>, group: Vec<Index>, claim: Claim) -> Done {
     let making = tokio::task::spawn_blocking(move || {
         let real = inner.options.store.real(&claim.path);
         let progress = |bytes| drop(inner.news.send(News::Read(bytes)));
-        let source = Source { real: &real, claim: &claim, packing, progress: &progress };
+        let threads = u32::try_from(inner.options.jobs).unwrap_or(THREADS_MAX);
+        let source = Source { real: &real, claim: &claim, packing, threads, progress: &progress };
         let made = pack(&source, &inner.room, &mut |part| give.blocking_send(part).is_ok());
-        let _ = inner.news.send(News::Made);
+        let _ = inner.news.send(News::Made { threaded: packing.is_threaded(claim.nar_size) });
         made
     });
     let mut upload = None;
@@ -410,8 +431,9 @@ async fn send_part(
 ) -> Result<(), Error> {
     if upload.is_none() {
         let compression = shared.options.packing.compression();
-        let news = shared.news.clone();
-        *upload = Some(Upload::open(&shared.client, &shared.cache, nar_hash, compression, news).await?);
+        let (bucket, news) = (shared.bucket.clone(), shared.news.clone());
+        let opened = Upload::open(&shared.client, &shared.cache, nar_hash, compression, bucket, news);
+        *upload = Some(opened.await?);
     }
     match upload {
         Some(upload) => upload.send(part).await,

@@ -3,6 +3,9 @@
 //!
 //! Never knows the file's name before its last byte, and never holds a part longer than until it is accepted.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinSet;
 
@@ -16,10 +19,28 @@ use crate::api::{UploadComplete, UploadOpen, UploadPart, UploadView};
 use crate::nix::compression::Compression;
 use crate::nix::hash::NarHash;
 
+/// Where parts may go without the server, for a whole push: what cannot be reached once is not tried again.
+#[derive(Default)]
+pub struct Bucket {
+    is_given_up: AtomicBool,
+}
+
+impl Bucket {
+    fn is_given_up(&self) -> bool {
+        self.is_given_up.load(Ordering::Relaxed)
+    }
+
+    /// Whether this call was the first one to give it up.
+    fn give_up(&self) -> bool {
+        !self.is_given_up.swap(true, Ordering::Relaxed)
+    }
+}
+
 /// How an upload stands with its server. What it was doing ends when it is dropped; its parts stay there for the next.
 pub struct Upload {
     client: Client,
     cache: String,
+    bucket: Arc<Bucket>,
     news: UnboundedSender<News>,
     view: UploadView,
     sending: JoinSet<Result<(), Error>>,
@@ -32,6 +53,7 @@ impl Upload {
         cache: &str,
         nar_hash: NarHash,
         compression: Compression,
+        bucket: Arc<Bucket>,
         news: UnboundedSender<News>,
     ) -> Result<Self, Error> {
         let body = UploadOpen {
@@ -46,7 +68,8 @@ impl Upload {
             client.upload_abort(cache, &view.id).await?;
             (view, _) = persist(Patience::LONG, |retry| News::retry(&news, retry), open).await?;
         }
-        Ok(Self { client: client.clone(), cache: cache.to_owned(), news, view, sending: JoinSet::new() })
+        let (client, cache, sending) = (client.clone(), cache.to_owned(), JoinSet::new());
+        Ok(Self { client, cache, bucket, news, view, sending })
     }
 
     /// Sends a part, unless the server has it; waits only while enough are under way.
@@ -61,14 +84,25 @@ impl Upload {
             return Ok(());
         }
         let (client, cache, id) = (self.client.clone(), self.cache.clone(), self.view.id.clone());
-        let (news, direct) = (self.news.clone(), self.view.direct);
+        let (news, bucket, direct) = (self.news.clone(), self.bucket.clone(), self.view.direct);
         self.sending.spawn(async move {
-            let told = |retry| News::retry(&news, retry);
-            let straight = || client.upload_part_direct(&cache, &id, part.number, part.bytes.clone());
-            // A bucket that cannot be reached from here is no obstacle: the server takes the part too.
-            if !direct || persist(Patience::SHORT, told, straight).await.is_err() {
-                let put = || client.upload_part(&cache, &id, part.number, part.bytes.clone());
-                persist(Patience::LONG, told, put).await?;
+            let straight =
+                || client.upload_part_direct(&cache, &id, part.number, part.sha256, part.bytes.clone());
+            let mut is_sent = false;
+            if direct && !bucket.is_given_up() {
+                // Of its failures one line is told, not one for each try of each part.
+                match persist(Patience::SHORT, drop, straight).await {
+                    Ok(_) => is_sent = true,
+                    // No obstacle: the server takes the part too.
+                    Err(error) if bucket.give_up() => {
+                        let _ = news.send(News::Rerouted { reason: error.to_string() });
+                    }
+                    Err(_) => {}
+                }
+            }
+            if !is_sent {
+                let put = || client.upload_part(&cache, &id, part.number, part.sha256, part.bytes.clone());
+                persist(Patience::LONG, |retry| News::retry(&news, retry), put).await?;
             }
             let _ = news.send(News::Sent(size_bytes));
             Ok(())

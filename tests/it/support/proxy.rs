@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
-use narvault::api::{NarFrame, NarsStored};
+use narvault::api::{NarFrame, NarsStored, PartUrl};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
@@ -34,6 +34,10 @@ pub struct Manners {
     pub delay: Duration,
     /// From when so many files and parts are accepted on, nothing more gets through.
     pub hold_after: Option<usize>,
+    /// Publications wait until [`Proxy::let_publish`].
+    pub hold_publications: bool,
+    /// Addresses of the bucket that the server gives out lead nowhere.
+    pub lose_bucket: bool,
 }
 
 pub struct Proxy {
@@ -49,6 +53,11 @@ struct Shared {
     /// How often the server accepted each file and each part.
     accepted: watch::Sender<BTreeMap<String, usize>>,
     largest: AtomicUsize,
+    /// Publications that came.
+    publications: watch::Sender<usize>,
+    may_publish: watch::Sender<bool>,
+    /// Addresses of the bucket that were asked for.
+    bucket_urls: AtomicUsize,
 }
 
 impl Proxy {
@@ -63,6 +72,9 @@ impl Proxy {
             requests: AtomicUsize::new(0),
             accepted: watch::Sender::new(BTreeMap::new()),
             largest: AtomicUsize::new(0),
+            publications: watch::Sender::new(0),
+            may_publish: watch::Sender::new(!manners.hold_publications),
+            bucket_urls: AtomicUsize::new(0),
         });
         let accepting = shared.clone();
         tokio::spawn(async move {
@@ -88,6 +100,23 @@ impl Proxy {
         let mut accepted = self.shared.accepted.subscribe();
         let enough = accepted.wait_for(|accepted| accepted.len() >= count);
         tokio::time::timeout(PATIENCE, enough).await.expect("too little was accepted").unwrap();
+    }
+
+    /// Waits until a publication is held.
+    pub async fn publication(&self) {
+        let mut publications = self.shared.publications.subscribe();
+        let first = publications.wait_for(|count| *count > 0);
+        tokio::time::timeout(PATIENCE, first).await.expect("nothing was published").unwrap();
+    }
+
+    /// Lets publications through.
+    pub fn let_publish(&self) {
+        self.shared.may_publish.send_replace(true);
+    }
+
+    /// How often an address of the bucket was asked for.
+    pub fn bucket_urls(&self) -> usize {
+        self.shared.bucket_urls.load(Ordering::SeqCst)
     }
 
     /// The largest body that came, in bytes.
@@ -122,6 +151,16 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<R
         return Ok(page(413));
     }
     let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
+    if path.ends_with("/publish") {
+        shared.publications.send_modify(|count| *count += 1);
+        let _ = shared.may_publish.subscribe().wait_for(|may| *may).await;
+    }
+    if path.contains("/parts/") && path.ends_with("/url") {
+        shared.bucket_urls.fetch_add(1, Ordering::SeqCst);
+        if manners.lose_bucket {
+            return Ok(nowhere());
+        }
+    }
     let answer = forward(&shared.server, Request::from_parts(parts, Full::new(body.clone()))).await;
     // As a proxy does whose server is gone.
     let Ok(answer) = answer else { return Ok(page(502)) };
@@ -173,6 +212,15 @@ fn frames(mut body: &[u8]) -> Vec<NarFrame> {
         frames.push(frame);
     }
     frames
+}
+
+/// The address of a bucket where nobody listens: port 1 is nobody's on a machine that runs tests.
+fn nowhere() -> Response<Full<Bytes>> {
+    let place = PartUrl {
+        url: "http://127.0.0.1:1/bucket?signature=secret".to_owned(),
+        expires_at: "2126-11-22T13:10:00Z".to_owned(),
+    };
+    Response::new(Full::new(serde_json::to_vec(&place).unwrap().into()))
 }
 
 fn page(status: u16) -> Response<Full<Bytes>> {

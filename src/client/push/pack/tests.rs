@@ -25,12 +25,22 @@ fn claim_of(nar: &[u8]) -> Claim {
 
 /// Packs a file of these contents; gives the parts too.
 async fn packed(contents: Vec<u8>, claim: Claim, packing: Packing) -> (Result<Packed, PackError>, Vec<Part>) {
+    packed_by(1, contents, claim, packing).await
+}
+
+/// The same by so many threads.
+async fn packed_by(
+    threads: u32,
+    contents: Vec<u8>,
+    claim: Claim,
+    packing: Packing,
+) -> (Result<Packed, PackError>, Vec<Part>) {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("file"), contents).unwrap();
     tokio::task::spawn_blocking(move || {
-        let room = Room::new(3);
+        let room = Room::new(3, HELD);
         let real = folder.path().join("file");
-        let source = Source { real: &real, claim: &claim, packing, progress: &|_| () };
+        let source = Source { real: &real, claim: &claim, packing, threads, progress: &|_| () };
         let mut parts = Vec::new();
         let mut take = |part| {
             parts.push(part);
@@ -42,6 +52,9 @@ async fn packed(contents: Vec<u8>, claim: Claim, packing: Packing) -> (Result<Pa
     .await
     .unwrap()
 }
+
+/// Bytes of whole files: the largest one, and a little.
+const HELD: usize = PART_SIZE_BYTES + 4096;
 
 fn none() -> Packing {
     Packing::new(Compression::None, None).unwrap()
@@ -147,10 +160,71 @@ async fn what_nobody_takes_is_abandoned() {
     let claim = claim_of(&Node::file(contents.clone()).to_nar());
     std::fs::write(folder.path().join("file"), contents).unwrap();
     let result = tokio::task::spawn_blocking(move || {
-        let (room, real) = (Room::new(1), folder.path().join("file"));
-        let source = Source { real: &real, claim: &claim, packing: none(), progress: &|_| () };
+        let (room, real) = (Room::new(1, HELD), folder.path().join("file"));
+        let source = Source { real: &real, claim: &claim, packing: none(), threads: 1, progress: &|_| () };
         pack(&source, &room, &mut |_| false)
     });
 
     assert!(matches!(result.await.unwrap(), Err(PackError::Abandoned)));
+}
+
+#[tokio::test]
+async fn a_very_large_nar_makes_the_same_file_by_however_many_threads() {
+    let size = usize::try_from(THREADED_NAR_BYTES_MIN).unwrap();
+    // Half of it compresses, so that jobs end at different times.
+    let contents = [noise(size / 2), b"text ".repeat(size / 8)].concat();
+    let nar = Node::file(contents.clone()).to_nar();
+    assert!(Packing::default().is_threaded(nar.len() as u64));
+    let mut files = Vec::new();
+
+    for threads in [1, 2, 4, 64] {
+        let (result, parts) = packed_by(threads, contents.clone(), claim_of(&nar), Packing::default()).await;
+        let file = parts.iter().flat_map(|part| part.bytes.to_vec()).collect::<Vec<u8>>();
+        assert_eq!(result.unwrap().stored.file.hash, FileHash(Sha256Digest::of(&file)), "{threads}");
+        files.push(file);
+    }
+
+    assert!(zstd::decode_all(&files[0][..]).unwrap() == nar);
+    assert!(files.iter().all(|file| *file == files[0]));
+}
+
+#[test]
+fn only_the_size_and_the_level_decide_whether_threads_are_used() {
+    let with = |compression, level| Packing::new(compression, Some(level)).unwrap();
+    let (min, most) = (THREADED_NAR_BYTES_MIN, u64::MAX);
+
+    assert!(Packing::default().is_threaded(min) && with(Compression::Zstd, 9).is_threaded(most));
+    assert!(!Packing::default().is_threaded(min - 1) && !with(Compression::Zstd, 10).is_threaded(most));
+    assert!(!with(Compression::Xz, 1).is_threaded(most) && !none().is_threaded(most));
+}
+
+#[tokio::test]
+async fn whole_files_that_wait_take_no_more_than_the_room_has() {
+    let room = Room::new(1, HELD);
+    let free = || room.held.available_permits() * HELD_PIECE_BYTES;
+    let contents = noise(10 << 20);
+    let claim = claim_of(&Node::file(contents.clone()).to_nar());
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("file"), contents).unwrap();
+    let pack_one = || {
+        let (room, real, claim) = (room.clone(), folder.path().join("file"), claim.clone());
+        tokio::task::spawn_blocking(move || {
+            let source =
+                Source { real: &real, claim: &claim, packing: none(), threads: 1, progress: &|_| () };
+            pack(&source, &room, &mut |_| true)
+        })
+    };
+
+    let first = pack_one().await.unwrap().unwrap().whole.unwrap();
+    assert!(free() < 7 << 20, "{}", free());
+    let copy = first.bytes.clone();
+    let second = pack_one();
+    drop(first);
+    // Somebody still sends it.
+    assert!(free() < 7 << 20, "{}", free());
+    drop(copy);
+
+    assert!(second.await.unwrap().unwrap().whole.is_some());
+    assert_eq!(free(), HELD);
+    assert_eq!(room.buffers.available_permits(), 1);
 }
