@@ -10,9 +10,13 @@ use std::time::SystemTime;
 use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use rustix::io::Errno;
 use tokio::io::AsyncWriteExt as _;
+use tokio::task::JoinHandle;
 
 use super::{CHUNK_BYTES, Disk, FILE_MODE, blocking};
 use crate::storage::error::{Result, StorageError};
+
+/// From so many bytes on a flush of them is begun while more come in: what is left at the end takes a tenth of a second.
+const SYNC_BYTES: usize = 64 * 1024 * 1024;
 
 impl Disk {
     /// A new temporary file, locked for as long as its writer lives.
@@ -110,6 +114,9 @@ impl Drop for Temporary {
 pub(in crate::storage) struct DiskUpload {
     writer: tokio::fs::File,
     sealed: DiskSealed,
+    /// Written since the last flush to the disk began.
+    unsynced_bytes: usize,
+    syncing: Option<JoinHandle<io::Result<()>>>,
 }
 
 pub(in crate::storage) struct DiskSealed {
@@ -122,15 +129,43 @@ impl DiskUpload {
     pub(super) fn new(temporary: Temporary, name: String) -> io::Result<Self> {
         let mut writer = tokio::fs::File::from_std(temporary.file.try_clone()?);
         writer.set_max_buf_size(CHUNK_BYTES);
-        Ok(Self { writer, sealed: DiskSealed { temporary, name } })
+        let sealed = DiskSealed { temporary, name };
+        Ok(Self { writer, sealed, unsynced_bytes: 0, syncing: None })
     }
 
     pub(in crate::storage) async fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.writer.write_all(bytes).await.map_err(|source| StorageError::from_io("write a file", source))
+        let written = async {
+            self.writer.write_all(bytes).await?;
+            self.unsynced_bytes += bytes.len();
+            if self.unsynced_bytes < SYNC_BYTES {
+                return Ok(());
+            }
+            // While more comes in: at the end of a large file the caller would wait for all of it.
+            if let Some(syncing) = &self.syncing
+                && !syncing.is_finished()
+            {
+                return Ok(());
+            }
+            self.synced().await?;
+            let file = self.sealed.temporary.file.try_clone()?;
+            self.syncing = Some(tokio::task::spawn_blocking(move || file.sync_data()));
+            self.unsynced_bytes = 0;
+            Ok(())
+        };
+        written.await.map_err(|source| StorageError::from_io("write a file", source))
+    }
+
+    /// Waits for the flush under way. Its failure is told to nobody else: the system reports it once.
+    async fn synced(&mut self) -> io::Result<()> {
+        match self.syncing.take() {
+            Some(syncing) => syncing.await.unwrap_or_else(|ended| Err(io::Error::other(ended))),
+            None => Ok(()),
+        }
     }
 
     pub(in crate::storage) async fn seal(mut self) -> Result<DiskSealed> {
         let synced = async {
+            self.synced().await?;
             self.writer.flush().await?;
             self.writer.sync_all().await
         };
