@@ -21,6 +21,7 @@
 //! | [`db`] | rows; the server's only SQL text; SQLite and Postgres from one text; reads a Nix client's memory too | `nix time access`, sealed types of `vault` |
 //! | [`storage`] | objects in a folder or in S3; the only code that spells an object's path | `nix` |
 //! | [`upstream`] | other binary caches, asked over the network whether they hold a path | `nix` |
+//! | [`webhook`] | messages to servers that an admin chose: where they may go, and how they are sent | – |
 //! | [`vault`] | the only code that sees a private key in clear | `nix` |
 //! | [`access`] | who may do what, as plain values: caller, action, scope, token | `time` |
 //! | [`api`] | the JSON of `/api/v1` | `nix tlog` |
@@ -98,6 +99,7 @@ pub mod upstream;
 pub mod vault;
 pub mod watch;
 pub mod web;
+pub mod webhook;
 
 #[cfg(test)]
 mod fuzz;

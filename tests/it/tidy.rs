@@ -23,6 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("vault", &["nix"]),
     ("storage", &["nix"]),
     ("upstream", &["nix"]),
+    ("webhook", &[]),
     ("db", &["nix", "time", "access", "vault"]),
     ("service", &["nix", "tlog", "time", "access", "vault", "storage", "db", "upstream"]),
     ("http", &["service", "access", "api", "nix", "time"]),
