@@ -1,12 +1,14 @@
 //! The vault: the only code that sees a private key in clear. Sealed rows come in and go out as plain values.
 //!
-//! Never talks to the database, never waits, never reads the clock, and has no function that returns a private key.
+//! Never talks to the database, never waits, never reads the clock, and has no function that returns a private key. The
+//! secret of a webhook, which both ends need, is returned once, when it is made.
 //!
 //! ```text
 //! slot secret (key file | passphrase → Argon2id)              one row for each slot       slots, key_file, passphrase
 //!   └ wraps ROOT   32 random bytes, exists only in memory     vault_slots.wrapped_root    root
 //!       └ wraps KEK v1 … vn                                   vault_keks.wrapped          root
-//!           └ seals Ed25519 seeds: cache, token, log keys     signing_keys.sealed         keys
+//!           ├ seals Ed25519 seeds: cache, token, log keys     signing_keys.sealed         keys
+//!           └ seals secrets of webhooks                       webhooks.sealed             webhook
 //! ```
 //!
 //! Any one slot opens the vault. At each level the secret above is stretched with HKDF-SHA256 (empty salt, info
@@ -24,6 +26,7 @@
 //! | slot | id | `vault_slots` | slot id | – | – | `root` | – | – | 0 | 1 | slot's kind | slot's parameters |
 //! | KEK | id | `vault_keks` | version | – | version | `kek` | – | – | 0 | 1 | | |
 //! | key | id | `signing_keys` | key id | name | version | `cache`, `token`, `log` | id or – | 32 bytes | version | 1 | | |
+//! | webhook | id | `webhooks` | webhook id | – | – | `webhook` | – | – | version | 1 | | |
 //!
 //! Invariants, each with a test:
 //! - A row moved to another place, or one field of which was changed, does not open.
@@ -44,6 +47,7 @@ pub mod root;
 pub mod seal;
 pub mod slots;
 pub mod token;
+pub mod webhook;
 
 #[cfg(test)]
 mod golden;
@@ -56,6 +60,7 @@ pub use passphrase::{KdfCost, Passphrase};
 pub use root::{KekRow, NewVault, OpenVault};
 pub use seal::Sealed;
 pub use slots::{SlotKind, SlotRow, SlotSecret};
+pub use webhook::SealedWebhook;
 
 /// Why the vault did not do what was asked of it.
 #[derive(Debug, thiserror::Error)]
