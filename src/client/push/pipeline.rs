@@ -304,10 +304,20 @@ impl Pipeline<'_> {
                 (self.events)(Event::Published { path, new, keys });
                 self.plan.publish(index);
             }
-            Answered::Refused(refused) => match Fault::of(refused) {
-                Fault::Path(failed) => self.failed(&[index], &failed),
-                Fault::Push(error) => return Err(error),
-            },
+            Answered::Refused(refused) => {
+                let stands = refused.kind.ends_with(":conflicting-claim");
+                match Fault::of(refused) {
+                    // Another one stands there: what refers to the path is published all the same, as it would be by
+                    // the next push, which finds the path there.
+                    Fault::Path(failed) if stands => {
+                        self.plan.publish(index);
+                        let path = self.plan.info(index).claim.path.to_string();
+                        self.tell_failed(FailedPath { path, ..failed });
+                    }
+                    Fault::Path(failed) => self.failed(&[index], &failed),
+                    Fault::Push(error) => return Err(error),
+                }
+            }
         }
         Ok(())
     }
