@@ -5,11 +5,13 @@
 
 pub mod frames;
 mod push;
+mod webhooks;
 
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 pub use push::*;
+pub use webhooks::*;
 
 /// An error: RFC 9457 `application/problem+json`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]

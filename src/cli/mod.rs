@@ -42,6 +42,7 @@ mod vault;
 mod verify;
 mod watch_exec;
 mod watch_store;
+mod webhook;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -135,6 +136,9 @@ pub enum Command {
     Log(log::LogCommand),
     /// Check a path or a narinfo against the signature log, without a server
     Verify(verify::VerifyArgs),
+    /// Servers that are told what happens
+    #[command(subcommand)]
+    Webhook(webhook::WebhookCommand),
     /// The vault that holds the signing keys
     #[command(subcommand)]
     Vault(vault::VaultCommand),
@@ -201,6 +205,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Audit(command) => audit::run(command, &context).await,
         Command::Log(command) => log::run(command, &context).await,
         Command::Verify(args) => verify::run(args, &context).await,
+        Command::Webhook(command) => webhook::run(command, &context).await,
         Command::Vault(command) => vault::run(command, &context).await,
         Command::Admin(command) => admin::run(command, &context).await,
         Command::Storage(command) => storage::run(command, &context).await,

@@ -20,6 +20,7 @@ use crate::storage::{self, DiskSettings, Patience, S3Settings, Storage};
 use crate::time::Clock;
 use crate::vault::random;
 use crate::web;
+use crate::webhook;
 
 /// A server that takes requests, and what its first start has to show.
 pub struct Server {
@@ -67,6 +68,10 @@ pub async fn open_service(config: &Config, clock: Clock) -> anyhow::Result<(Serv
             key_file: config.vault.key_file.clone(),
             passphrase_file: config.vault.passphrase_file.clone(),
             default_key_file: config.key_file_default(),
+        },
+        webhooks: webhook::Allowed {
+            private: config.webhooks.allow_private,
+            http: config.webhooks.allow_http,
         },
         rate_per_minute: config.limits.rate_per_minute.try_into()?,
     };

@@ -14,12 +14,13 @@ use super::error::Error;
 use super::http::Client;
 use crate::api::{
     AuditQuery, AuditView, BATCH_MEDIA_TYPE, CacheCreate, CacheDeleteQuery, CacheEdit, CacheView,
-    ClaimRequest, ContributorCreate, ContributorEdit, ContributorKeyAdd, ContributorView, JwkSet, KeyCreate,
-    KeyView, MissingAnswer, MissingRequest, NarsStored, Page, PageQuery, PartUrl, PartUrlRequest, PathDelete,
-    PathDeleted, PathProofQuery, PathQuery, PathSummary, PathView, PublishAnswer, PublishRequest,
-    RevokeRequest, Revoked, SlotCreate, SlotView, StoredAnswer, StoredRequest, TokenCreate, TokenIssued,
-    TokenQuery, TokenRenew, TokenReport, TokenView, UnsealRequest, UploadComplete, UploadOpen, UploadPart,
-    UploadView, VaultView, VersionView, Whoami,
+    ClaimRequest, ContributorCreate, ContributorEdit, ContributorKeyAdd, ContributorView, DeliveryQuery,
+    DeliveryView, JwkSet, KeyCreate, KeyView, MissingAnswer, MissingRequest, NarsStored, Page, PageQuery,
+    PartUrl, PartUrlRequest, PathDelete, PathDeleted, PathProofQuery, PathQuery, PathSummary, PathView,
+    PublishAnswer, PublishRequest, RevokeRequest, Revoked, SlotCreate, SlotView, StoredAnswer, StoredRequest,
+    TokenCreate, TokenIssued, TokenQuery, TokenRenew, TokenReport, TokenView, UnsealRequest, UploadComplete,
+    UploadOpen, UploadPart, UploadView, VaultView, VersionView, WebhookCreate, WebhookCreated, WebhookEdit,
+    WebhookView, Whoami,
 };
 use crate::nix::hash::Sha256Digest;
 use crate::tlog::tile::Tile;
@@ -317,6 +318,47 @@ impl Client {
     pub async fn upload_abort(&self, cache: &str, id: &str) -> Result<(), Error> {
         self.require_token()?;
         self.done(self.api(Method::DELETE, &["caches", cache, "uploads", id])?).await
+    }
+
+    // --- webhooks ---
+
+    pub async fn webhook_create(&self, body: &WebhookCreate) -> Result<WebhookCreated, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["webhooks"])?.json(body)).await
+    }
+
+    pub async fn webhooks(&self, query: &PageQuery) -> Result<Page<WebhookView>, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::GET, &["webhooks"])?.query(query)).await
+    }
+
+    pub async fn webhook(&self, id: &str) -> Result<WebhookView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::GET, &["webhooks", id])?).await
+    }
+
+    pub async fn webhook_edit(&self, id: &str, body: &WebhookEdit) -> Result<WebhookView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::PATCH, &["webhooks", id])?.json(body)).await
+    }
+
+    pub async fn webhook_remove(&self, id: &str) -> Result<(), Error> {
+        self.require_token()?;
+        self.done(self.api(Method::DELETE, &["webhooks", id])?).await
+    }
+
+    pub async fn webhook_test(&self, id: &str) -> Result<DeliveryView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["webhooks", id, "test"])?).await
+    }
+
+    pub async fn webhook_deliveries(
+        &self,
+        id: &str,
+        query: &DeliveryQuery,
+    ) -> Result<Page<DeliveryView>, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::GET, &["webhooks", id, "deliveries"])?.query(query)).await
     }
 
     // --- audit, vault, the server itself ---

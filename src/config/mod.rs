@@ -146,6 +146,15 @@ section! {
 }
 
 section! {
+    /// Messages to other servers about what happened.
+    Webhooks, "webhooks.",
+    /// Webhooks may lead to private and loopback addresses: whoever may add one reaches what this server reaches.
+    allow_private: bool = "false",
+    /// Webhooks may be plain http, where anyone on the way can read what they say.
+    allow_http: bool = "false",
+}
+
+section! {
     /// The log on stderr.
     Log, "log.",
     /// Lines for people, or one JSON object per line. `RUST_LOG` chooses what is logged.
@@ -190,6 +199,7 @@ pub struct Config {
     pub vault: Vault,
     pub nars: Nars,
     pub uploads: Uploads,
+    pub webhooks: Webhooks,
     pub log: Log,
     pub limits: Limits,
     sources: BTreeMap<&'static str, Source>,
@@ -224,6 +234,7 @@ pub fn reference() -> Vec<KeyDoc> {
         Vault::keys(),
         Nars::keys(),
         Uploads::keys(),
+        Webhooks::keys(),
         Log::keys(),
         Limits::keys(),
     ];
@@ -272,6 +283,7 @@ impl Config {
         let vault = Vault::read(&values, problems);
         let nars = Nars::read(&values, problems);
         let uploads = Uploads::read(&values, problems);
+        let webhooks = Webhooks::read(&values, problems);
         let log = Log::read(&values, problems);
         let limits = Limits::read(&values, problems);
         Some(Self {
@@ -281,6 +293,7 @@ impl Config {
             vault: vault?,
             nars: nars?,
             uploads: uploads?,
+            webhooks: webhooks?,
             log: log?,
             limits: limits?,
             sources: values.into_sources(),
@@ -314,6 +327,7 @@ impl Config {
             self.vault.shown(),
             self.nars.shown(),
             self.uploads.shown(),
+            self.webhooks.shown(),
             self.log.shown(),
             self.limits.shown(),
         ];

@@ -60,6 +60,8 @@ vault.passphrase_file =
 nars.deliver = proxy
 nars.redirect_private = false
 uploads.direct = false
+webhooks.allow_private = false
+webhooks.allow_http = false
 log.format = text
 limits.nar_size_bytes = 64 GiB
 limits.narinfo_size_bytes = 1 MiB
@@ -116,6 +118,8 @@ fn every_key_is_read_from_the_file_and_from_its_variable() {
         ("nars.deliver", "redirect"),
         ("nars.redirect_private", "true"),
         ("uploads.direct", "true"),
+        ("webhooks.allow_private", "true"),
+        ("webhooks.allow_http", "true"),
         ("log.format", "json"),
         ("limits.nar_size_bytes", "2 GiB"),
         ("limits.narinfo_size_bytes", "2 MiB"),

@@ -31,6 +31,8 @@ pub mod tokens;
 pub mod uploads;
 pub mod upstream_paths;
 pub mod vault;
+pub mod webhook_deliveries;
+pub mod webhooks;
 
 pub use error::DbError;
 pub use gate::{Gate, Restartable, Tx, restarting};

@@ -19,6 +19,7 @@ mod server;
 mod tokens;
 mod uploads;
 mod vault;
+mod webhooks;
 
 use axum::Router;
 use axum::body::Body;
@@ -88,6 +89,10 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(vault::seal))
         .routes(routes!(vault::add_slot))
         .routes(routes!(vault::remove_slot))
+        .routes(routes!(webhooks::create, webhooks::list))
+        .routes(routes!(webhooks::show, webhooks::edit, webhooks::remove))
+        .routes(routes!(webhooks::test))
+        .routes(routes!(webhooks::deliveries))
         .routes(routes!(server::version))
         .routes(routes!(server::openapi_json))
 }

@@ -62,6 +62,13 @@ pub const METRICS: &[Metric] = &[
     counter("narvault_signatures_total", &[], "Signatures made"),
     counter("narvault_upload_bytes_total", &[], "Bytes of NARs received"),
     gauge("narvault_vault_open", &[], "1 if the vault is open on this replica, 0 if it is sealed"),
+    counter(
+        "narvault_webhook_deliveries_total",
+        &["outcome"],
+        "Attempts to tell a webhook: delivered, failed or given-up; and events not queued: dropped",
+    ),
+    gauge("narvault_webhook_oldest_seconds", &[], "How long the oldest delivery to a webhook has waited"),
+    gauge("narvault_webhook_waiting", &[], "Deliveries that wait for webhooks that are not paused"),
 ];
 
 const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {

@@ -36,10 +36,14 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
     match app.service.outbox_backlog().await {
         Ok(backlog) => {
             ::metrics::gauge!("narvault_database_up").set(1.0);
-            ::metrics::gauge!("narvault_outbox_objects").set(backlog.objects as f64);
+            ::metrics::gauge!("narvault_outbox_objects").set(backlog.count as f64);
             ::metrics::gauge!("narvault_outbox_oldest_seconds").set(backlog.oldest_seconds as f64);
         }
         Err(_) => ::metrics::gauge!("narvault_database_up").set(0.0),
+    }
+    if let Ok(backlog) = app.service.webhook_backlog().await {
+        ::metrics::gauge!("narvault_webhook_waiting").set(backlog.count as f64);
+        ::metrics::gauge!("narvault_webhook_oldest_seconds").set(backlog.oldest_seconds as f64);
     }
     let content_type = (header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
     ([content_type, NO_STORE], metrics::render()).into_response()

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::audit::Act;
 use super::leaves::AdminEvent;
+use super::webhooks::{Event, EventKind};
 use super::{Call, Conflict, Error, Rejection, Result, Service};
 use crate::access::{Action, ContributorId, ContributorName, GroupName};
 use crate::db::contributors::{self, ContributorKeyRow, ContributorKind, ContributorRow};
@@ -108,6 +109,10 @@ impl Service {
             if let Some(suspended) = change.suspended
                 && contributors::set_suspended(&mut tx, row.id, suspended.then_some(now)).await?
             {
+                let kind =
+                    if suspended { EventKind::ContributorSuspended } else { EventKind::ContributorResumed };
+                let event = Event::Contributor { kind, contributor: &row, detail: json!({}) };
+                self.emit(&mut tx, call, event, now).await?;
                 acts.push(Act {
                     action: "contributor-suspend",
                     subject: name.to_string(),

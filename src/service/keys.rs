@@ -5,6 +5,7 @@ use serde_json::json;
 use super::audit::Act;
 use super::contributors::taken;
 use super::leaves::AdminEvent;
+use super::webhooks::Event;
 use super::{Call, Conflict, Error, Rejection, Result, Service};
 use crate::access::{Action, CacheName};
 use crate::db::caches::{self, CacheRow};
@@ -46,6 +47,8 @@ impl Service {
             self.recheck_open(&mut tx).await?;
             let cache = caches::by_name(&mut tx, cache).await?.ok_or(Error::NotFound("cache"))?;
             let row = self.insert_cache_key(&mut tx, &cache, source, now).await?;
+            let event = Event::Key { cache: Some(&cache), key: &row, before: None };
+            self.emit(&mut tx, call, event, now).await?;
             self.record(&mut tx, call, vec![created(&row, Some(&cache))], now).await?;
             tx.commit().await?;
             Ok(row)

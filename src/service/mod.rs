@@ -40,6 +40,7 @@ mod tokens;
 mod uploads;
 mod upstreams;
 mod vault;
+mod webhooks;
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -67,10 +68,11 @@ pub use recover::Recovery;
 pub use rollback::Rollback;
 pub use setup::{FIRST_ADMIN, FIRST_CACHE, FirstStart};
 pub use slots::{NewSlot, SlotId};
-pub use status::OutboxBacklog;
+pub use status::Backlog;
 pub use tokens::{IssuedToken, TokenQuery, TokenRequest, Whoami};
 pub use uploads::{NewPart, UploadDetails, WholeFile};
 pub use vault::{Slot, Unseal, VaultSettings, VaultStatus};
+pub use webhooks::{EventKind, NewWebhook, WebhookChange, WebhookId};
 
 // Rows that are answers as they are: whoever shows them needs to name them.
 pub use crate::db::PageBounds;
@@ -83,6 +85,8 @@ pub use crate::db::paths::{PathState, PathSummaryRow, SignatureRow};
 pub use crate::db::signing_keys::KeyRow;
 pub use crate::db::tokens::TokenRow;
 pub use crate::db::uploads::PartRow;
+pub use crate::db::webhook_deliveries::{DeliveryRow, DeliveryState};
+pub use crate::db::webhooks::WebhookSummary;
 pub use crate::storage::CacheObject;
 pub use crate::tlog::tile::Tile as LogTile;
 
@@ -93,6 +97,7 @@ use crate::storage::{ObjectKey, Storage};
 use crate::time::{Clock, Timestamp};
 use crate::upstream::Upstreams;
 use crate::vault::{Keyring, random};
+use crate::webhook::{self, Sender};
 use admission::Admission;
 use auth::LiveTokens;
 use log_publisher::LogHealth;
@@ -116,6 +121,8 @@ struct Inner {
     db: Db,
     storage: Storage,
     upstreams: Upstreams,
+    webhooks: Sender,
+    webhooks_busy: webhooks::Busy,
     keyring: Keyring,
     clock: Clock,
     limits: Limits,
@@ -166,6 +173,7 @@ pub struct OpenSettings {
     pub clock: Clock,
     pub limits: Limits,
     pub vault: VaultSettings,
+    pub webhooks: webhook::Allowed,
     /// Tries of secrets from one address in a minute.
     pub rate_per_minute: u16,
 }
@@ -177,7 +185,7 @@ impl Service {
     /// Answers with what a first start has to show, once. Fails on a bucket of another cluster. A vault that
     /// does not open is no failure: the service is sealed then, and says why in the log.
     pub async fn open(settings: OpenSettings) -> Result<(Self, Option<FirstStart>)> {
-        let OpenSettings { db, storage, clock, limits, vault, rate_per_minute } = settings;
+        let OpenSettings { db, storage, clock, limits, vault, webhooks, rate_per_minute } = settings;
         let cluster_id = setup::cluster_id(&db, &clock).await?;
         storage.claim_cluster(&cluster_id).await?;
         let token_keys = auth::token_keys(&mut *db.read().await?, &cluster_id).await?;
@@ -202,6 +210,8 @@ impl Service {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             upstreams: Upstreams::new().map_err(|error| Error::Internal(error.into()))?,
+            webhooks: Sender::new(webhooks).map_err(|error| Error::Internal(error.into()))?,
+            webhooks_busy: webhooks::Busy::default(),
             db,
             storage,
             clock,
@@ -220,7 +230,7 @@ impl Service {
     }
 
     /// Begins the work in the background: release, sweeping, the epoch, last uses,
-    /// the published log. Where the database is older than what was published from it, nothing that writes to storage:
+    /// the published log, webhooks. Where the database is older than what was published from it, nothing that writes to storage:
     /// what its outbox asks for may have been taken back since.
     pub fn start_background(&self) {
         self.spawn(self.clone().epoch_poller());
@@ -233,6 +243,7 @@ impl Service {
         self.spawn(self.clone().sweeper(self.inner.stop.clone()));
         self.spawn(self.clone().token_uses_worker());
         self.spawn(self.clone().log_publisher(self.inner.stop.clone()));
+        self.spawn(self.clone().webhook_worker(self.inner.stop.clone()));
     }
 
     /// Ends background work; uploads under way are the HTTP layer's to wait for.

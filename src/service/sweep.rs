@@ -1,5 +1,5 @@
 //! The sweeper: NARs that no narinfo names, auxiliary objects that never became visible, uploads that
-//! nobody will finish. Once a day it counts orphans, and leaves them alone.
+//! nobody will finish, deliveries to webhooks that ended days ago. Once a day it counts orphans, and leaves them alone.
 //!
 //! Condemning takes the gate exclusive, in small batches; deleting is the outbox's work.
 
@@ -87,8 +87,9 @@ impl Service {
         let older_than = std::time::UNIX_EPOCH + Duration::from_millis(age_millis);
         let aborted = self.inner.storage.abort_stale_uploads(older_than).await?;
         let uploads = self.sweep_uploads(older_than).await?;
-        if condemned + dropped + aborted + uploads > 0 {
-            tracing::info!(condemned, dropped, aborted, uploads, "swept");
+        let deliveries = self.sweep_webhooks(now).await?;
+        if condemned + dropped + aborted + uploads + deliveries > 0 {
+            tracing::info!(condemned, dropped, aborted, uploads, deliveries, "swept");
         }
         Ok(condemned)
     }

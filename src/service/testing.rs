@@ -19,6 +19,7 @@ use crate::nix::nar::build::Node;
 use crate::nix::store_path::StorePath;
 use crate::storage::{self, DiskSettings, Storage};
 use crate::time::Clock;
+use crate::webhook;
 
 /// An open service and the admin's token.
 pub struct TestService {
@@ -46,6 +47,7 @@ async fn open_on(
         clock: clock.clone(),
         limits: limits(),
         vault,
+        webhooks: webhook::Allowed { private: true, http: true },
         rate_per_minute: 10,
     };
     Service::open(settings).await.unwrap()

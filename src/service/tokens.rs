@@ -8,6 +8,7 @@ use serde_json::json;
 use super::audit::Act;
 use super::keys::key_error;
 use super::leaves::AdminEvent;
+use super::webhooks::Event;
 use super::{Call, Conflict, Error, Rejection, Result, Service};
 use crate::access::caller::IssueDenied;
 use crate::access::token::{self, lifetime_seconds};
@@ -487,6 +488,8 @@ impl Service {
             }
         }
         if !revoked.is_empty() {
+            let event = Event::TokenRevoked { tokens: &revoked, reason: family.reason };
+            self.emit(&mut tx, call, event, now).await?;
             epoch::advance(&mut tx).await?;
             self.record(&mut tx, call, acts, now).await?;
         }

@@ -18,6 +18,7 @@ use narvault::service::{
 };
 use narvault::storage::{Folder, ObjectKey, S3Settings, Settings, Storage};
 use narvault::time::{Clock, Timestamp};
+use narvault::webhook::Allowed;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
@@ -67,7 +68,7 @@ impl Pair {
 
     /// Nothing waits in the outbox.
     async fn settled(&self) {
-        let empty = async || (self.one.outbox_backlog().await.unwrap().objects == 0).then_some(());
+        let empty = async || (self.one.outbox_backlog().await.unwrap().count == 0).then_some(());
         self.flowing(until("the outbox to be empty", empty)).await;
     }
 
@@ -172,6 +173,7 @@ async fn open(site: &Site, chaos: &Chaos, clock: &Clock) -> (Service, Option<Str
         clock: clock.clone(),
         limits: limits(&config).unwrap(),
         vault: VaultSettings { default_key_file: config.key_file_default(), ..VaultSettings::default() },
+        webhooks: Allowed::default(),
         rate_per_minute: 10,
     };
     let (service, first) = Service::open(settings).await.unwrap();
@@ -254,7 +256,7 @@ on_replicas! {
         until("the stalled write to land", async || pair.lies_in_bucket(&narinfo(&path)).await.then_some(())).await;
         // It was noted that it might, so it is looked after once nothing of the kind can come any more.
         until("the rest to be done", async || {
-            (pair.two.outbox_backlog().await.unwrap().objects == 1).then_some(())
+            (pair.two.outbox_backlog().await.unwrap().count == 1).then_some(())
         })
         .await;
         pair.time_passes().await;

@@ -40,3 +40,4 @@ mod upstreams;
 mod use_cache;
 mod watch;
 mod watch_exec;
+mod webhooks;

@@ -25,7 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("upstream", &["nix"]),
     ("webhook", &[]),
     ("db", &["nix", "time", "access", "vault"]),
-    ("service", &["nix", "tlog", "time", "access", "vault", "storage", "db", "upstream"]),
+    ("service", &["nix", "tlog", "time", "access", "vault", "storage", "db", "upstream", "webhook"]),
     ("http", &["service", "access", "api", "nix", "time"]),
     ("web", &["service", "access"]),
 ];

@@ -88,6 +88,7 @@ const TAGS: &[(&str, &str)] = &[
     ("tokens", "Personal, scoped, expiring, revocable."),
     ("audit", "Who did what, and who tried."),
     ("vault", "The door before the private keys."),
+    ("webhooks", "Other servers are told what happens, by signed messages that come until they are taken."),
     ("server", "The server itself."),
     ("binary cache", "For Nix. Errors here are one or two lines of plain text, because Nix prints them."),
 ];

@@ -278,6 +278,26 @@ fn examples() -> BTreeMap<&'static str, Value> {
                 cluster_id: "k3x7qa2m5b9d4f6h".into(),
             }),
         ),
+        ("DeliveryView", value(&delivery())),
+        ("Page_DeliveryView", value(&page(delivery()))),
+        ("Page_WebhookView", value(&page(webhook()))),
+        (
+            "WebhookCreate",
+            value(&WebhookCreate {
+                url: "https://hooks.example.org/narvault".into(),
+                events: Some(vec!["path.conflict".into(), "token.revoked".into()]),
+                note: Some("the team's chat".into()),
+            }),
+        ),
+        (
+            "WebhookCreated",
+            value(&WebhookCreated {
+                webhook: webhook(),
+                secret: "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oDqKTJYQ9GwXs=".into(),
+            }),
+        ),
+        ("WebhookEdit", value(&WebhookEdit { paused: Some(true), ..WebhookEdit::default() })),
+        ("WebhookView", value(&webhook())),
         (
             "Whoami",
             value(&Whoami {
@@ -288,6 +308,38 @@ fn examples() -> BTreeMap<&'static str, Value> {
             }),
         ),
     ])
+}
+
+fn webhook() -> WebhookView {
+    WebhookView {
+        id: KEY_ID.into(),
+        url: "https://hooks.example.org/narvault".into(),
+        events: vec!["path.conflict".into(), "token.revoked".into()],
+        note: Some("the team's chat".into()),
+        paused: false,
+        waiting: 0,
+        given_up: 0,
+        dropped: 0,
+        delivered_at: Some("2026-11-22T13:10:01.000Z".into()),
+        failing_since: None,
+        created_at: "2026-11-22T13:00:00.000Z".into(),
+    }
+}
+
+fn delivery() -> DeliveryView {
+    DeliveryView {
+        id: AUDIT_ID.into(),
+        event_id: TOKEN_ID.into(),
+        event: "path.conflict".into(),
+        state: DeliveryState::Waiting,
+        attempts: 2,
+        status: Some(500),
+        error: Some("answered with status 500".into()),
+        created_at: "2026-11-22T13:10:00.000Z".into(),
+        attempted_at: Some("2026-11-22T13:10:06.000Z".into()),
+        next_attempt_at: Some("2026-11-22T13:10:14.000Z".into()),
+        finished_at: None,
+    }
 }
 
 fn part() -> UploadPart {

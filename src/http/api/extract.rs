@@ -19,7 +19,7 @@ use crate::http::error::Refusal;
 use crate::http::{App, request};
 use crate::nix::signature::KeyName;
 use crate::nix::store_path::StorePathHash;
-use crate::service::{Call, Error, Liveness, Rejection, SlotId};
+use crate::service::{Call, Error, Liveness, Rejection, SlotId, WebhookId};
 
 /// Largest JSON body, in bytes: the biggest request that people write is a cache with a few upstreams, below 4 KiB.
 const BODY_SIZE_BYTES_MAX: u64 = 256 * 1024;
@@ -128,6 +128,11 @@ impl PathName for KeyName {
 impl PathName for SlotId {
     const PARAMETER: &'static str = "slot";
     const THING: &'static str = "slot";
+}
+
+impl PathName for WebhookId {
+    const PARAMETER: &'static str = "id";
+    const THING: &'static str = "webhook";
 }
 
 impl<T: PathName> FromRequestParts<App> for Named<T> {

@@ -24,6 +24,7 @@ use crate::nix::signature::Signature;
 use crate::nix::store_path::StorePathHash;
 use crate::service::leaves::{Leaf, LeafEvent};
 use crate::service::release::{Release, Wanted};
+use crate::service::webhooks::Event;
 use crate::service::{Call, Conflict, Error, Result, Service};
 use crate::storage::CacheObject;
 use crate::time::Timestamp;
@@ -100,23 +101,25 @@ impl Service {
 
         let (mut accepted, mut results) = (Vec::new(), Vec::new());
         let mut leaves = Leaves::default();
+        let mut conflicts = Vec::new();
         for ((job, _), one) in candidates.iter().zip(decided) {
-            results.push((
-                *job,
-                match one {
-                    Ok(Accepted { candidate, meets: Meets::OtherClaim(row), .. }) => {
-                        let claim = candidate.verified.claim();
-                        let conflict = self.record_conflict(&mut tx, acts[*job], &row, claim);
-                        leaves.rows.extend(conflict.await?);
-                        Some(Err(Conflict::between(&row.claim, claim).into()))
+            let result = match one {
+                Ok(Accepted { candidate, meets: Meets::OtherClaim(row), .. }) => {
+                    let claim = candidate.verified.claim();
+                    let refused = Conflict::between(&row.claim, claim);
+                    if let Some(leaf) = self.record_conflict(&mut tx, acts[*job], &row, claim).await? {
+                        leaves.rows.push(leaf);
+                        conflicts.push((*job, row, claim));
                     }
-                    Ok(one) => {
-                        accepted.push(one);
-                        None
-                    }
-                    Err(error) => Some(Err(error)),
-                },
-            ));
+                    Some(Err(refused.into()))
+                }
+                Ok(one) => {
+                    accepted.push(one);
+                    None
+                }
+                Err(error) => Some(Err(error)),
+            };
+            results.push((*job, result));
         }
         let Some(mut written) = self.write_claims(&mut tx, &acts, accepted).await? else { return Ok(None) };
         self.add_evidence(&mut tx, cache, &mut written).await?;
@@ -135,6 +138,14 @@ impl Service {
         let remembered = written.iter().any(|one| one.changed && one.published == Published::Again);
         if remembered {
             epoch::advance(&mut tx).await?;
+        }
+        for (at, job) in jobs.iter().enumerate() {
+            let claims = conflicts.iter().filter(|(of, ..)| *of == at).map(|(_, row, claim)| (&row.claim, *claim));
+            let event = Event::PathConflict { cache, claims: claims.collect() };
+            self.emit(&mut tx, &job.call, event, now).await?;
+            let new = written.iter().filter(|one| one.job == at && one.published == Published::New);
+            let claims = new.map(|one| one.candidate.verified.claim()).collect();
+            self.emit(&mut tx, &job.call, Event::PathPublished { cache, claims }, now).await?;
         }
         let appending = Instant::now();
         append(&mut tx, &leaves).await?;

@@ -48,7 +48,7 @@ async fn push_cycle(server: &TestService) -> [Sample; 3] {
     let a = Sample::new(A, "after", &[&b.path, &c.path]);
     server.push(&call, &a).await.unwrap();
     server.service.finish().await.unwrap();
-    assert_eq!(server.service.outbox_backlog().await.unwrap().objects, 0);
+    assert_eq!(server.service.outbox_backlog().await.unwrap().count, 0);
     [a, b, c]
 }
 
