@@ -30,7 +30,6 @@ use uuid::Uuid;
 use super::error::{Result, StorageError};
 use super::key::{Folder, OWN_FOLDER, ObjectKey};
 use super::{Entry, Object, check_range};
-use temporary::Temporary;
 pub(super) use temporary::{DiskSealed, DiskUpload};
 
 /// The most memory that one upload takes: the buffer between the caller and the writing thread.

@@ -120,8 +120,8 @@ pub(in crate::storage) struct DiskUpload {
 }
 
 pub(in crate::storage) struct DiskSealed {
-    temporary: Temporary,
-    name: String,
+    pub(super) temporary: Temporary,
+    pub(super) name: String,
 }
 
 impl DiskUpload {
