@@ -171,12 +171,7 @@ pub async fn reveal(
         .bind(now.0)
         .fetch_all(connection)
         .await?;
-    rows.into_iter()
-        .map(|(kind, name)| match AuxiliaryKind::parse(&kind) {
-            Some(kind) => Ok((kind, name)),
-            None => Err(corrupt("auxiliary", "kind", &name)),
-        })
-        .collect()
+    kinds(rows)
 }
 
 /// Removes what stands for `subject`: the names of what was visible.
@@ -225,4 +220,103 @@ pub async fn remove_any(
     let visible = rows.into_iter().filter(|(_, _, visible_at)| visible_at.is_some());
     let named = visible.filter_map(|(kind, name, _)| Some((AuxiliaryKind::parse(&kind)?, name)));
     Ok((named.collect(), count))
+}
+
+/// What stands for a claim: kind and subject of objects, and the claim's id.
+#[derive(Debug, Clone)]
+pub struct Belongs {
+    pub kind: AuxiliaryKind,
+    pub subject: String,
+    pub claim_id: String,
+}
+
+/// Puts aside, as it is, what is visible for these claims, until [`put_back`] or [`drop_aside`]: kind and name of each.
+pub async fn put_aside(
+    connection: &mut Connection,
+    cache: CacheId,
+    belongs: &[Belongs],
+) -> Result<Vec<(AuxiliaryKind, String)>> {
+    let rows = belongs
+        .iter()
+        .map(|one| json!({ "kind": one.kind.as_str(), "subject": one.subject, "claim": one.claim_id }));
+    let rows = Value::from(rows.collect::<Vec<_>>()).to_string();
+    let copy = with_json_rows!(
+        connection,
+        "INSERT INTO withdrawn_auxiliary (id, claim_id, cache_id, kind, name, subject, body, contributor_id, \
+         token_id, stored_at, visible_at) SELECT a.id, r.value ->> 'claim', a.cache_id, a.kind, a.name, \
+         a.subject, a.body, a.contributor_id, a.token_id, a.stored_at, a.visible_at",
+        "$2",
+        "JOIN auxiliary a ON a.cache_id = $1 AND a.kind = r.value ->> 'kind' \
+         AND a.subject = r.value ->> 'subject' WHERE a.visible_at IS NOT NULL ON CONFLICT (id) DO NOTHING"
+    );
+    sqlx::query(copy).bind(cache.to_string()).bind(&rows).execute(&mut *connection).await?;
+    let take = Dialect::of(connection).pick(
+        "DELETE FROM auxiliary WHERE id IN (SELECT a.id FROM json_array_elements($2::json) AS r (value) \
+         JOIN auxiliary a ON a.cache_id = $1 AND a.kind = r.value ->> 'kind' \
+         AND a.subject = r.value ->> 'subject' WHERE a.visible_at IS NOT NULL) RETURNING kind, name",
+        "DELETE FROM auxiliary WHERE id IN (SELECT a.id FROM json_each($2) AS r \
+         JOIN auxiliary a ON a.cache_id = $1 AND a.kind = r.value ->> 'kind' \
+         AND a.subject = r.value ->> 'subject' WHERE a.visible_at IS NOT NULL) RETURNING kind, name",
+    );
+    let taken: Vec<(String, String)> =
+        sqlx::query_as(take).bind(cache.to_string()).bind(rows).fetch_all(connection).await?;
+    kinds(taken)
+}
+
+/// Puts back what was put aside for these claims, where nothing else is visible by now: kind and name of each.
+pub async fn put_back(
+    connection: &mut Connection,
+    cache: CacheId,
+    claim_ids: &[&str],
+) -> Result<Vec<(AuxiliaryKind, String)>> {
+    macro_rules! statement {
+        ($before:literal, $list:literal, $after:literal) => {
+            concat!($before, "WHERE cache_id = $1 AND claim_id IN (", $list, ") ", $after)
+        };
+    }
+    macro_rules! copy {
+        ($list:literal) => {
+            statement!(
+                "INSERT INTO auxiliary (id, cache_id, kind, name, subject, body, contributor_id, token_id, \
+                 stored_at, visible_at) SELECT id, cache_id, kind, name, subject, body, contributor_id, \
+                 token_id, stored_at, visible_at FROM withdrawn_auxiliary ",
+                $list,
+                "ON CONFLICT (cache_id, kind, name) DO UPDATE SET subject = excluded.subject, \
+                 body = excluded.body, contributor_id = excluded.contributor_id, \
+                 token_id = excluded.token_id, stored_at = excluded.stored_at, \
+                 visible_at = excluded.visible_at WHERE auxiliary.visible_at IS NULL RETURNING kind, name"
+            )
+        };
+    }
+    let dialect = Dialect::of(connection);
+    let copy = dialect
+        .pick(copy!("SELECT json_array_elements_text($2::json)"), copy!("SELECT value FROM json_each($2)"));
+    let ids = json_list(claim_ids);
+    let back: Vec<(String, String)> =
+        sqlx::query_as(copy).bind(cache.to_string()).bind(&ids).fetch_all(&mut *connection).await?;
+    let take = dialect.pick(
+        statement!("DELETE FROM withdrawn_auxiliary ", "SELECT json_array_elements_text($2::json)", ""),
+        statement!("DELETE FROM withdrawn_auxiliary ", "SELECT value FROM json_each($2)", ""),
+    );
+    sqlx::query(take).bind(cache.to_string()).bind(ids).execute(connection).await?;
+    kinds(back)
+}
+
+/// Drops what was put aside for the claims of a path.
+pub async fn drop_aside(connection: &mut Connection, path_id: &str) -> Result<()> {
+    sqlx::query(
+        "DELETE FROM withdrawn_auxiliary WHERE claim_id IN (SELECT id FROM claims WHERE path_id = $1)",
+    )
+    .bind(path_id)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+fn kinds(rows: Vec<(String, String)>) -> Result<Vec<(AuxiliaryKind, String)>> {
+    let read = |(kind, name): (String, String)| match AuxiliaryKind::parse(&kind) {
+        Some(kind) => Ok((kind, name)),
+        None => Err(corrupt("auxiliary", "kind", &name)),
+    };
+    rows.into_iter().map(read).collect()
 }

@@ -172,12 +172,14 @@ impl KeyColumns {
     }
 }
 
-/// Every registered key of every contributor who is not suspended.
+/// Every registered key of every contributor who is neither suspended nor quarantined.
 pub async fn live_keys(connection: &mut Connection) -> Result<Vec<ContributorKeyRow>> {
     let rows: Vec<KeyColumns> = sqlx::query_as(
         "SELECT k.contributor_id, k.name, k.public_key FROM contributor_keys k \
          JOIN contributors c ON c.id = k.contributor_id \
-         WHERE k.removed_at IS NULL AND c.suspended_at IS NULL ORDER BY k.id ASC",
+         WHERE k.removed_at IS NULL AND c.suspended_at IS NULL AND NOT EXISTS (SELECT 1 FROM quarantines q \
+         WHERE q.subject_kind = 'contributor' AND q.subject_id = c.id AND q.restored_at IS NULL) \
+         ORDER BY k.id ASC",
     )
     .fetch_all(connection)
     .await?;

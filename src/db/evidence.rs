@@ -1,8 +1,9 @@
-//! Who supports which claim, and who made another one.
+//! Who supports which claim, whose support counts no longer, and who made another claim.
 
 use serde_json::{Value, json};
 
-use super::dialect::with_json_rows;
+use super::dialect::{Dialect, json_list, with_json_rows};
+use super::quarantines::QuarantineRow;
 use super::{Connection, Result};
 use crate::access::{ContributorId, TokenId};
 use crate::nix::claim::Claim;
@@ -123,6 +124,157 @@ pub async fn of_claim(connection: &mut Connection, claim_id: &str) -> Result<Vec
         void: row.void_by.is_some(),
     };
     Ok(rows.into_iter().map(read).collect())
+}
+
+/// A piece of evidence that a quarantine takes or gives back.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct TakenRow {
+    pub id: String,
+    pub claim_id: String,
+    pub at: i64,
+}
+
+/// Evidence of a contributor that is not void, of one `kind` (a word of [`Source::columns`]), from a moment on, oldest
+/// first. What was pushed with a token that lives is left alone: it was issued after the quarantine had begun.
+pub async fn live_of_contributor(
+    connection: &mut Connection,
+    contributor: ContributorId,
+    kind: &'static str,
+    from: Timestamp,
+    limit: i64,
+) -> Result<Vec<TakenRow>> {
+    let rows = sqlx::query_as(
+        "SELECT e.id, e.claim_id, e.at FROM evidence e WHERE e.source_kind = $1 AND e.source_id = $2 \
+         AND e.at >= $3 AND e.void_by IS NULL AND (e.source_kind = 'contributor-key' \
+         OR EXISTS (SELECT 1 FROM tokens t WHERE t.id = e.token_id AND t.revoked_at IS NOT NULL)) \
+         ORDER BY e.at ASC LIMIT $4",
+    )
+    .bind(kind)
+    .bind(contributor.to_string())
+    .bind(from.0)
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
+}
+
+/// Evidence that is not void and came from then on with a revoked token of this family: the tokens of the subject
+/// (a token's or a contributor's id) and, unless `keep_issued`, those that they issued, directly or through others.
+pub async fn live_of_family(
+    connection: &mut Connection,
+    subject: &str,
+    keep_issued: bool,
+    since: Timestamp,
+    limit: i64,
+) -> Result<Vec<TakenRow>> {
+    let rows = sqlx::query_as(
+        "WITH RECURSIVE family (id) AS (SELECT id FROM tokens WHERE contributor_id = $1 OR id = $1 \
+         UNION SELECT t.id FROM tokens t JOIN family f ON t.issued_by = f.id WHERE CAST($2 AS BIGINT) = 0) \
+         SELECT e.id, e.claim_id, e.at FROM family f JOIN tokens t ON t.id = f.id \
+         JOIN evidence e ON e.token_id = f.id WHERE t.revoked_at IS NOT NULL \
+         AND e.source_kind = 'contributor' AND e.at >= $3 AND e.void_by IS NULL LIMIT $4",
+    )
+    .bind(subject)
+    .bind(i64::from(keep_issued))
+    .bind(since.0)
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
+}
+
+/// Evidence that is not void for the claim that stands, or stood last, at a path.
+pub async fn live_of_path(connection: &mut Connection, path_id: &str, limit: i64) -> Result<Vec<TakenRow>> {
+    let rows = sqlx::query_as(
+        "SELECT e.id, e.claim_id, e.at FROM paths p JOIN evidence e ON e.claim_id = p.claim_id \
+         WHERE p.id = $1 AND e.void_by IS NULL LIMIT $2",
+    )
+    .bind(path_id)
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
+}
+
+/// Has evidence count no longer, until the quarantine is restored.
+pub async fn void(connection: &mut Connection, ids: &[&str], quarantine: &str) -> Result<()> {
+    let statement = Dialect::of(connection).pick(
+        "UPDATE evidence SET void_by = $2 WHERE void_by IS NULL \
+         AND id IN (SELECT json_array_elements_text($1::json))",
+        "UPDATE evidence SET void_by = $2 WHERE void_by IS NULL AND id IN (SELECT value FROM json_each($1))",
+    );
+    sqlx::query(statement).bind(json_list(ids)).bind(quarantine).execute(connection).await?;
+    Ok(())
+}
+
+/// Evidence that a quarantine voids, at most `limit`.
+pub async fn voided_by(connection: &mut Connection, quarantine: &str, limit: i64) -> Result<Vec<TakenRow>> {
+    let rows = sqlx::query_as("SELECT id, claim_id, at FROM evidence WHERE void_by = $1 LIMIT $2")
+        .bind(quarantine)
+        .bind(limit)
+        .fetch_all(connection)
+        .await?;
+    Ok(rows)
+}
+
+/// How much evidence a quarantine voids.
+pub async fn count_voided_by(connection: &mut Connection, quarantine: &str) -> Result<u64> {
+    let (count,): (i64,) = sqlx::query_as("SELECT COUNT(*) FROM evidence WHERE void_by = $1")
+        .bind(quarantine)
+        .fetch_one(connection)
+        .await?;
+    Ok(u64::try_from(count).unwrap_or(0))
+}
+
+/// Leaves those of `ids` void that are within another quarantine too, which then voids them.
+pub async fn hand_over(
+    connection: &mut Connection,
+    ids: &[&str],
+    from: &str,
+    to: &QuarantineRow,
+) -> Result<()> {
+    macro_rules! statement {
+        ($list:literal) => {
+            concat!(
+                "WITH RECURSIVE family (id) AS (SELECT id FROM tokens WHERE contributor_id = $6 OR id = $6 \
+                 UNION SELECT t.id FROM tokens t JOIN family f ON t.issued_by = f.id \
+                 WHERE CAST($7 AS BIGINT) = 0) \
+                 UPDATE evidence SET void_by = $3 WHERE void_by = $2 AND at >= $4 AND at <= $5 \
+                 AND (source_kind IN ('contributor', 'contributor-key') AND source_id = $6 \
+                 OR source_kind = 'contributor' AND token_id IN (SELECT id FROM family) \
+                 OR claim_id IN (SELECT c.id FROM claims c WHERE c.path_id = $6)) AND id IN (",
+                $list,
+                ")"
+            )
+        };
+    }
+    let statement = Dialect::of(connection).pick(
+        statement!("SELECT json_array_elements_text($1::json)"),
+        statement!("SELECT value FROM json_each($1)"),
+    );
+    sqlx::query(statement)
+        .bind(json_list(ids))
+        .bind(from)
+        .bind(&to.id)
+        .bind(to.since.0)
+        // What came later, with a new token, was never its matter.
+        .bind(to.done_at.map_or(i64::MAX, |done| done.0))
+        .bind(to.subject.id())
+        .bind(i64::from(to.keep_issued))
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Has those of `ids` count again that this quarantine still voids.
+pub async fn clear(connection: &mut Connection, ids: &[&str], quarantine: &str) -> Result<()> {
+    let statement = Dialect::of(connection).pick(
+        "UPDATE evidence SET void_by = NULL WHERE void_by = $2 \
+         AND id IN (SELECT json_array_elements_text($1::json))",
+        "UPDATE evidence SET void_by = NULL WHERE void_by = $2 AND id IN (SELECT value FROM json_each($1))",
+    );
+    sqlx::query(statement).bind(json_list(ids)).bind(quarantine).execute(connection).await?;
+    Ok(())
 }
 
 /// A refused claim for a path where another one stands.

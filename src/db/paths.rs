@@ -384,8 +384,8 @@ pub async fn is_published(connection: &mut Connection, cache: CacheId, file: &Na
     Ok(row.is_some())
 }
 
-/// The published paths of this cache that carry this NAR, in whatever file, at most `limit`.
-pub async fn published_with_nar(
+/// The published or withdrawn paths of this cache that carry this NAR, in whatever file, at most `limit`.
+pub async fn standing_with_nar(
     connection: &mut Connection,
     cache: CacheId,
     nar: &NarHash,
@@ -393,7 +393,7 @@ pub async fn published_with_nar(
 ) -> Result<Vec<String>> {
     let rows: Vec<(String,)> = sqlx::query_as(
         "SELECT c.store_path FROM claims c JOIN paths p ON p.id = c.path_id AND p.claim_id = c.id \
-         WHERE c.nar_hash = $1 AND p.cache_id = $2 AND p.state = 'published' LIMIT $3",
+         WHERE c.nar_hash = $1 AND p.cache_id = $2 AND p.state IN ('published', 'withdrawn') LIMIT $3",
     )
     .bind(nar.base32())
     .bind(cache.to_string())

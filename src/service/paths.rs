@@ -13,6 +13,7 @@ use crate::db::auxiliary::{self, AuxiliaryKind};
 use crate::db::caches::CacheRow;
 use crate::db::evidence::{self, ConflictRow, EvidenceRow};
 use crate::db::paths::{self, PathFilter, PathRow, PathState, PathSummaryRow, SignatureRow};
+use crate::db::withdrawals::{self, Fate};
 use crate::db::{Gate, PageBounds, Tx, contributors, epoch, measured, realisations, restarting};
 use crate::nix::store_path::{StorePath, StorePathHash};
 use crate::storage::CacheObject;
@@ -43,7 +44,7 @@ pub struct DeletedPath {
     pub path: StorePath,
     /// Whether storage has lost it already.
     pub gone: bool,
-    /// Published paths with the same file, which stays for them.
+    /// Published or withdrawn paths with the same content, whose file stays for them.
     pub file_shared_with: Vec<String>,
     /// Published paths that refer to it.
     pub referrers: Vec<String>,
@@ -130,7 +131,7 @@ impl Service {
             let mut release = Release::new(self, &cache, now);
             let leaf = self.delete_in_tx(&mut tx, call, &mut release, &path, reason, now).await?;
             let file_shared_with =
-                paths::published_with_nar(&mut tx, cache.id, &path.claim.nar_hash, NAMED_MAX).await?;
+                paths::standing_with_nar(&mut tx, cache.id, &path.claim.nar_hash, NAMED_MAX).await?;
             let detail = json!({ "cache": cache.name.as_str(), "reason": reason });
             let subject = path.claim.path.base_name().to_owned();
             self.audit(&mut tx, call, "path-delete", Outcome::Done, &subject, detail, now).await?;
@@ -163,6 +164,8 @@ impl Service {
         if !paths::change_state(tx, &path.id, path.state, PathState::Deleted, now).await? {
             return Err(Conflict::State("the path has changed in the meantime").into());
         }
+        withdrawals::end_of_paths(tx, [&path.id], Fate::Deleted, now).await?;
+        auxiliary::drop_aside(tx, &path.id).await?;
         release.object(tx, CacheObject::Narinfo(hash)).await?;
         for name in auxiliary::remove(tx, cache.id, AuxiliaryKind::Listing, hash.as_str()).await? {
             release.auxiliary(tx, AuxiliaryKind::Listing, &name).await?;
