@@ -40,7 +40,7 @@
 //!   published.
 //! - No network or storage call happens inside a transaction. Rows are the truth; storage follows through the outbox.
 //! - Whatever signs, mints or records evidence passes the gate shared, as the first statement of its transaction;
-//!   whatever revokes, suspends, deletes or seals passes it exclusive; bookkeeping that neither depends on rights nor
+//!   whatever revokes, suspends, quarantines, restores, deletes or seals passes it exclusive; bookkeeping that neither depends on rights nor
 //!   changes them goes around it ([`db::Gate`]). The log's row is locked last.
 //! - Signature, evidence, leaf and outbox row are committed together, or not at all.
 //! - What is acknowledged is on the disk. Bookkeeping that is done once more where a power failure takes it waits for no
@@ -48,7 +48,7 @@
 //! - Reads need no key: paths are signed when they are published. A sealed server reads and revokes.
 //! - A request never panics the process; an error never holds a secret; each limit is stated, and named when it is hit.
 //!
-//! # The five ways through the house
+//! # The six ways through the house
 //!
 //! 1. **`PUT /push/{cache}/nar/…`** `http::binary_cache` authenticates, then `service::ingest`: right, admission, then one
 //!    pass over the stream (`service::measure`): count and hash the file, decompress, count and hash the NAR, strict
@@ -65,9 +65,13 @@
 //!    [`storage`], whole or in part, or a redirect.
 //! 4. **Revoke** `http::api` → `service::tokens`: gate exclusive, rows of the token and of what it issued, audit rows,
 //!    leaves, and the change epoch, which makes every replica forget within a second what it remembered.
-//! 5. **First start** [`cli::server::Server::start`]: listen, open the database (migrations), storage (the mark of its
+//! 5. **Take down** `http::api` → `service::takedown`: gate exclusive, one row of [`db::quarantines`], audit, leaf. Then
+//!    `takedown::carry`, in batches, by this replica or by one that finds the row unfinished: tokens, evidence, paths
+//!    without any (state, [`db::withdrawals`], what stands beside them put aside, leaf, outbox), dependents by choice. A
+//!    restoration is the same the other way. The answer waits for the outbox at most 60 s.
+//! 6. **First start** [`cli::server::Server::start`]: listen, open the database (migrations), storage (the mark of its
 //!    owner), vault; `service::setup` makes what is absent in one transaction; then the workers begin: change epoch, seal
-//!    epoch, release, sweeper, last uses.
+//!    epoch, release, sweeper, unfinished quarantines, last uses.
 //!
 //! # To add an endpoint
 //!

@@ -5,12 +5,14 @@
 
 pub mod frames;
 mod push;
+mod takedown;
 mod webhooks;
 
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 pub use push::*;
+pub use takedown::*;
 pub use webhooks::*;
 
 /// An error: RFC 9457 `application/problem+json`.

@@ -3,9 +3,10 @@
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::Context;
-use super::args::ListArgs;
+use super::args::{ListArgs, Since};
 use super::failure::Failure;
 use super::list::print_list;
+use super::takedown::{self, QuarantineHow, RestoreHow};
 use super::text::{Fields, moment, size};
 use crate::api::{ContributorCreate, ContributorEdit, ContributorKeyAdd, ContributorKind, ContributorView};
 
@@ -23,6 +24,10 @@ pub enum ContributorCommand {
     Suspend(SuspendArgs),
     /// Undo `suspend`
     Resume(ResumeArgs),
+    /// Kill a contributor's tokens, and withdraw what rests on their word alone since then
+    Quarantine(QuarantineArgs),
+    /// Undo `quarantine`, but for the tokens
+    Restore(RestoreArgs),
     /// Public keys whose signatures count as the contributor's
     #[command(subcommand)]
     Key(ContributorKeyCommand),
@@ -77,6 +82,32 @@ pub struct SuspendArgs {
 pub struct ResumeArgs {
     /// The contributor's name
     name: String,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  narvault contributor quarantine ci --since 2026-11-20T00:00:00Z --reason 'runner broken into' --dry-run"
+)]
+pub struct QuarantineArgs {
+    /// The contributor's name
+    name: String,
+    /// What they pushed and signed since then counts no longer: RFC 3339, or how long ago, such as 7d
+    #[arg(long, value_name = "TIME")]
+    since: Since,
+    #[command(flatten)]
+    how: QuarantineHow,
+    /// Leave alone tokens that they issued to others, and what came with them
+    #[arg(long)]
+    keep_issued: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  narvault contributor restore ci --reason 'false alarm'")]
+pub struct RestoreArgs {
+    /// The contributor's name
+    name: String,
+    #[command(flatten)]
+    how: RestoreHow,
 }
 
 #[derive(Debug, Subcommand)]
@@ -144,6 +175,18 @@ pub async fn run(command: ContributorCommand, context: &Context) -> Result<(), F
         }
         ContributorCommand::Resume(args) => {
             edit(&args.name, ContributorEdit { group: None, suspended: Some(false) }, context).await
+        }
+        ContributorCommand::Quarantine(args) => {
+            let client = context.client()?;
+            let QuarantineArgs { name, since, how, keep_issued } = args;
+            takedown::quarantine(context, &how, Some(since), keep_issued, async |body, query| {
+                client.contributor_quarantine(&name, body, query).await
+            })
+            .await
+        }
+        ContributorCommand::Restore(RestoreArgs { name, how }) => {
+            let client = context.client()?;
+            takedown::restore(context, how, async |body| client.contributor_restore(&name, body).await).await
         }
         ContributorCommand::Key(ContributorKeyCommand::Add(args)) => {
             let body = ContributorKeyAdd { public_key: args.public_key };

@@ -4,6 +4,7 @@
 //! allowed, and never prints a secret that was not asked for.
 
 mod admin;
+mod affected;
 mod args;
 mod ask;
 mod audit;
@@ -28,6 +29,7 @@ mod output;
 mod path;
 mod push;
 mod push_queued;
+mod quarantine;
 mod queue;
 mod recover;
 mod serve;
@@ -35,6 +37,7 @@ pub mod server;
 mod session;
 mod signals;
 mod storage;
+mod takedown;
 mod text;
 mod token;
 mod use_cache;
@@ -122,6 +125,9 @@ pub enum Command {
     /// Store paths in a cache
     #[command(subcommand)]
     Path(path::PathCommand),
+    /// What was taken down, by whose word, and what came back
+    #[command(subcommand)]
+    Quarantine(quarantine::QuarantineCommand),
     /// Queue what Nix builds, and push it in the background
     Hook(hook::HookArgs),
     /// Push every path that becomes valid in the local store
@@ -199,6 +205,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Use(args) => use_cache::use_cache(args, &context).await,
         Command::Unuse(args) => use_cache::unuse_cache(args, &context).await,
         Command::Path(command) => path::run(command, &context).await,
+        Command::Quarantine(command) => quarantine::run(command, &context).await,
         Command::Hook(args) => hook::run(args, &context).await,
         Command::WatchStore(args) => watch_store::run(args, &context).await,
         Command::WatchExec(args) => watch_exec::run(args, &context).await,
@@ -365,6 +372,16 @@ mod tests {
             "narvault path show main hello",
             "narvault path delete main mmjhp110f3wf5kp5q70rc7p49yln4qzy",
             "narvault path list main --since yesterday",
+            "narvault path affected main",
+            "narvault path affected main --since 7d --store daemon",
+            "narvault path quarantine main mmjhp110f3wf5kp5q70rc7p49yln4qzy",
+            "narvault path restore main mmjhp110f3wf5kp5q70rc7p49yln4qzy",
+            "narvault contributor quarantine alice --since 7d",
+            "narvault contributor quarantine alice --reason x",
+            "narvault contributor quarantine alice --reason x --since tomorrow",
+            "narvault contributor restore alice",
+            "narvault token quarantine 019aabcd-1234-7abc-8def-0123456789ab",
+            "narvault quarantine",
             "narvault login https://a.example --claim nvb_x --token-stdin",
             "narvault completions csh",
             "narvault hook",

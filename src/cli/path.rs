@@ -3,10 +3,12 @@
 use clap::{Args, Subcommand};
 
 use super::Context;
+use super::affected::{self, AffectedArgs};
 use super::args::{ListArgs, PathArg, Since};
 use super::ask::{self, Unattended};
 use super::failure::{Exit, Failure};
 use super::list::print_list;
+use super::takedown::{self, QuarantineHow, RestoreHow};
 use super::text::{Fields, moment, plain, size};
 use crate::api::{PathDelete, PathDeleted, PathQuery, PathSummary, PathView};
 use crate::client::{Client, Error as ClientError};
@@ -19,6 +21,12 @@ pub enum PathCommand {
     Show(ShowArgs),
     /// Withdraw a path and remove its bytes, at once
     Delete(DeleteArgs),
+    /// Withdraw a path, whoever vouches for it, and keep its bytes unserved
+    Quarantine(QuarantineArgs),
+    /// Undo `quarantine`
+    Restore(RestoreArgs),
+    /// List what was withdrawn from a cache, and which of it this machine holds
+    Affected(AffectedArgs),
 }
 
 #[derive(Debug, Args)]
@@ -68,6 +76,32 @@ pub struct DeleteArgs {
     yes: bool,
 }
 
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  narvault path quarantine main mmjhp110f3wf5kp5q70rc7p49yln4qzy --reason 'under suspicion' --dry-run"
+)]
+pub struct QuarantineArgs {
+    /// The cache's name
+    cache: String,
+    /// `/nix/store/…`, its base name, or its 32-character hash
+    path: PathArg,
+    #[command(flatten)]
+    how: QuarantineHow,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  narvault path restore main mmjhp110f3wf5kp5q70rc7p49yln4qzy --reason 'it was fine'"
+)]
+pub struct RestoreArgs {
+    /// The cache's name
+    cache: String,
+    /// `/nix/store/…`, its base name, or its 32-character hash
+    path: PathArg,
+    #[command(flatten)]
+    how: RestoreHow,
+}
+
 pub async fn run(command: PathCommand, context: &Context) -> Result<(), Failure> {
     match command {
         PathCommand::List(args) => list(args, context).await,
@@ -76,6 +110,21 @@ pub async fn run(command: PathCommand, context: &Context) -> Result<(), Failure>
             context.printer.answer(&path, fields)
         }
         PathCommand::Delete(args) => delete(args, context).await,
+        PathCommand::Quarantine(QuarantineArgs { cache, path, how }) => {
+            let client = context.client()?;
+            takedown::quarantine(context, &how, None, false, async |body, query| {
+                client.path_quarantine(&cache, path.0.as_str(), body, query).await
+            })
+            .await
+        }
+        PathCommand::Restore(RestoreArgs { cache, path, how }) => {
+            let client = context.client()?;
+            takedown::restore(context, how, async |body| {
+                client.path_restore(&cache, path.0.as_str(), body).await
+            })
+            .await
+        }
+        PathCommand::Affected(args) => affected::run(args, context).await,
     }
 }
 

@@ -6,11 +6,12 @@ use clap::{Args, Subcommand};
 use secrecy::ExposeSecret;
 
 use super::Context;
-use super::args::{Lifetime, ListArgs};
+use super::args::{Lifetime, ListArgs, Since};
 use super::ask::{self, Unattended};
 use super::failure::Failure;
 use super::list::print_list;
 use super::session::TokenFrom;
+use super::takedown::{self, QuarantineHow, RestoreHow};
 use super::text::{Fields, Table, moment, plain};
 use crate::api::{
     RevokeRequest, Revoked, TokenCreate, TokenIssued, TokenQuery, TokenRenew, TokenReport, TokenView,
@@ -33,6 +34,10 @@ pub enum TokenCommand {
     Revoke(RevokeArgs),
     /// Revoke every token of a contributor, and what they issued, at once
     RevokeAll(RevokeAllArgs),
+    /// Revoke a token, and what it issued, and withdraw what rests on them alone
+    Quarantine(QuarantineArgs),
+    /// Undo `quarantine`; the token stays dead
+    Restore(RestoreArgs),
     /// Kill a leaked token by its text, read from stdin; needs no login
     Report(ReportArgs),
 }
@@ -115,6 +120,34 @@ struct RevokeHow {
 }
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  narvault token quarantine 019aabcd-1234-7abc-8def-0123456789ab --reason 'in a public log' --dry-run"
+)]
+pub struct QuarantineArgs {
+    /// The token's id
+    id: String,
+    /// What was pushed with it since then counts no longer: RFC 3339, or how long ago, such as 7d [default: all]
+    #[arg(long, value_name = "TIME")]
+    since: Option<Since>,
+    #[command(flatten)]
+    how: QuarantineHow,
+    /// Leave alone what was issued by it
+    #[arg(long)]
+    keep_issued: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  narvault token restore 019aabcd-1234-7abc-8def-0123456789ab --reason 'nobody used it'"
+)]
+pub struct RestoreArgs {
+    /// The token's id
+    id: String,
+    #[command(flatten)]
+    how: RestoreHow,
+}
+
+#[derive(Debug, Args)]
 #[command(after_help = "Example:\n  narvault token report < leaked.txt")]
 pub struct ReportArgs {}
 
@@ -129,6 +162,17 @@ pub async fn run(command: TokenCommand, context: &Context) -> Result<(), Failure
         TokenCommand::Renew(args) => renew(args, context).await,
         TokenCommand::Revoke(args) => revoke(args, context).await,
         TokenCommand::RevokeAll(args) => revoke_all(args, context).await,
+        TokenCommand::Quarantine(QuarantineArgs { id, since, how, keep_issued }) => {
+            let client = context.client()?;
+            takedown::quarantine(context, &how, since, keep_issued, async |body, query| {
+                client.token_quarantine(&id, body, query).await
+            })
+            .await
+        }
+        TokenCommand::Restore(RestoreArgs { id, how }) => {
+            let client = context.client()?;
+            takedown::restore(context, how, async |body| client.token_restore(&id, body).await).await
+        }
         TokenCommand::Report(ReportArgs {}) => report(context).await,
     }
 }

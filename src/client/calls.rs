@@ -17,10 +17,11 @@ use crate::api::{
     ClaimRequest, ContributorCreate, ContributorEdit, ContributorKeyAdd, ContributorView, DeliveryQuery,
     DeliveryView, JwkSet, KeyCreate, KeyView, MissingAnswer, MissingRequest, NarsStored, Page, PageQuery,
     PartUrl, PartUrlRequest, PathDelete, PathDeleted, PathProofQuery, PathQuery, PathSummary, PathView,
-    PublishAnswer, PublishRequest, RevokeRequest, Revoked, SlotCreate, SlotView, StoredAnswer, StoredRequest,
+    PublishAnswer, PublishRequest, QuarantineCreate, QuarantineOutcome, QuarantineQuery, QuarantineView,
+    RestoreCreate, RestoreOutcome, RevokeRequest, Revoked, SlotCreate, SlotView, StoredAnswer, StoredRequest,
     TokenCreate, TokenIssued, TokenQuery, TokenRenew, TokenReport, TokenView, UnsealRequest, UploadComplete,
     UploadOpen, UploadPart, UploadView, VaultView, VersionView, WebhookCreate, WebhookCreated, WebhookEdit,
-    WebhookView, Whoami,
+    WebhookView, Whoami, WithdrawalView, WithdrawnPath, WithdrawnQuery,
 };
 use crate::nix::hash::Sha256Digest;
 use crate::tlog::tile::Tile;
@@ -246,6 +247,90 @@ impl Client {
     ) -> Result<PathDeleted, Error> {
         self.require_token()?;
         self.answer(self.api(Method::DELETE, &["caches", cache, "paths", hash])?.json(body)).await
+    }
+
+    // --- taking down ---
+
+    /// Quarantines a contributor, or says what that would do.
+    pub async fn contributor_quarantine(
+        &self,
+        name: &str,
+        body: &QuarantineCreate,
+        query: &QuarantineQuery,
+    ) -> Result<QuarantineOutcome, Error> {
+        self.require_token()?;
+        let request = self.api(Method::POST, &["contributors", name, "quarantine"])?;
+        self.answer(request.query(query).json(body)).await
+    }
+
+    /// Ends a contributor's quarantine.
+    pub async fn contributor_restore(
+        &self,
+        name: &str,
+        body: &RestoreCreate,
+    ) -> Result<RestoreOutcome, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["contributors", name, "restore"])?.json(body)).await
+    }
+
+    /// Quarantines a token, or says what that would do.
+    pub async fn token_quarantine(
+        &self,
+        id: &str,
+        body: &QuarantineCreate,
+        query: &QuarantineQuery,
+    ) -> Result<QuarantineOutcome, Error> {
+        self.require_token()?;
+        let request = self.api(Method::POST, &["tokens", id, "quarantine"])?;
+        self.answer(request.query(query).json(body)).await
+    }
+
+    /// Ends a token's quarantine.
+    pub async fn token_restore(&self, id: &str, body: &RestoreCreate) -> Result<RestoreOutcome, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["tokens", id, "restore"])?.json(body)).await
+    }
+
+    /// Quarantines a path, or says what that would do.
+    pub async fn path_quarantine(
+        &self,
+        cache: &str,
+        hash: &str,
+        body: &QuarantineCreate,
+        query: &QuarantineQuery,
+    ) -> Result<QuarantineOutcome, Error> {
+        self.require_token()?;
+        let request = self.api(Method::POST, &["caches", cache, "paths", hash, "quarantine"])?;
+        self.answer(request.query(query).json(body)).await
+    }
+
+    /// Ends a path's quarantine.
+    pub async fn path_restore(
+        &self,
+        cache: &str,
+        hash: &str,
+        body: &RestoreCreate,
+    ) -> Result<RestoreOutcome, Error> {
+        self.require_token()?;
+        let request = self.api(Method::POST, &["caches", cache, "paths", hash, "restore"])?;
+        self.answer(request.json(body)).await
+    }
+
+    /// Quarantines, restored ones too.
+    pub async fn quarantines(&self, query: &PageQuery) -> Result<Page<QuarantineView>, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::GET, &["quarantines"])?.query(query)).await
+    }
+
+    /// What a quarantine withdrew.
+    pub async fn quarantine_paths(&self, id: &str, query: &PageQuery) -> Result<Page<WithdrawalView>, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::GET, &["quarantines", id, "paths"])?.query(query)).await
+    }
+
+    /// What was withdrawn from a cache and is not back; of a public one without a token.
+    pub async fn withdrawn(&self, cache: &str, query: &WithdrawnQuery) -> Result<Page<WithdrawnPath>, Error> {
+        self.answer(self.api(Method::GET, &["caches", cache, "withdrawn"])?.query(query)).await
     }
 
     // --- uploads in parts ---

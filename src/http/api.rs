@@ -16,6 +16,7 @@ mod paths;
 mod push;
 mod refusals;
 mod server;
+mod takedown;
 mod tokens;
 mod uploads;
 mod vault;
@@ -79,6 +80,15 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(contributors::add_key))
         .routes(routes!(contributors::remove_key))
         .routes(routes!(contributors::revoke_tokens))
+        .routes(routes!(takedown::quarantine_contributor))
+        .routes(routes!(takedown::restore_contributor))
+        .routes(routes!(takedown::quarantine_token))
+        .routes(routes!(takedown::restore_token))
+        .routes(routes!(takedown::quarantine_path))
+        .routes(routes!(takedown::restore_path))
+        .routes(routes!(takedown::quarantines))
+        .routes(routes!(takedown::withdrawals))
+        .routes(routes!(takedown::withdrawn))
         .routes(routes!(tokens::issue, tokens::list))
         .routes(routes!(tokens::show))
         .routes(routes!(tokens::revoke))

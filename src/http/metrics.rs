@@ -54,6 +54,13 @@ pub const METRICS: &[Metric] = &[
         "Time of a transaction of publications, the gate and the commit included",
     ),
     counter("narvault_paths_published_total", &[], "Paths signed and published"),
+    counter("narvault_paths_restored_total", &[], "Withdrawn paths that a restoration brought back"),
+    counter("narvault_paths_withdrawn_total", &[], "Paths withdrawn by a quarantine"),
+    gauge(
+        "narvault_quarantines_unfinished",
+        &[],
+        "Quarantines and restorations that were broken off and are to be gone on with",
+    ),
     counter(
         "narvault_release_failures_total",
         &[],

@@ -37,6 +37,8 @@ pub(super) enum LeafEvent<'a> {
     Realisation { output: &'a Claim, signature: &'a Signature },
     Conflict(&'a Claim),
     Delete(&'a Claim),
+    Restore(&'a Claim),
+    Withdraw(&'a Claim),
     Admin(AdminEvent),
 }
 
@@ -47,6 +49,8 @@ pub(super) enum AdminEvent {
     CacheCreate,
     CacheDelete,
     ContributorCreate(ContributorId),
+    /// Also its end; `detail` tells.
+    ContributorQuarantine(ContributorId),
     /// Also its end, and other changes of a contributor; `detail` tells.
     ContributorSuspend(ContributorId),
     KeyCreate {
@@ -126,6 +130,8 @@ fn event(
         }),
         LeafEvent::Conflict(claim) => Event::Conflict(disclose(path_lines(claim)?, hidden, openings)),
         LeafEvent::Delete(claim) => Event::Delete(disclose(path_lines(claim)?, hidden, openings)),
+        LeafEvent::Restore(claim) => Event::Restore(disclose(path_lines(claim)?, hidden, openings)),
+        LeafEvent::Withdraw(claim) => Event::Withdraw(disclose(path_lines(claim)?, hidden, openings)),
         LeafEvent::Admin(admin) => {
             let cache = disclose(CacheLine { cache: cache.clone() }, hidden, openings);
             admin_event(admin, cache)?
@@ -140,6 +146,7 @@ fn admin_event(admin: &AdminEvent, cache: Disclosed<CacheLine>) -> std::result::
         AdminEvent::CacheCreate => Event::CacheCreate(cache),
         AdminEvent::CacheDelete => Event::CacheDelete(cache),
         AdminEvent::ContributorCreate(id) => Event::ContributorCreate(id.to_string().parse()?),
+        AdminEvent::ContributorQuarantine(id) => Event::ContributorQuarantine(id.to_string().parse()?),
         AdminEvent::ContributorSuspend(id) => Event::ContributorSuspend(id.to_string().parse()?),
         AdminEvent::KeyCreate { public_key, state } => Event::KeyCreate(KeyEvent {
             cache,

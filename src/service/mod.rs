@@ -34,6 +34,7 @@ mod sign;
 mod slots;
 mod status;
 mod sweep;
+mod takedown;
 #[cfg(test)]
 mod testing;
 mod tokens;
@@ -69,6 +70,9 @@ pub use rollback::Rollback;
 pub use setup::{FIRST_ADMIN, FIRST_CACHE, FirstStart};
 pub use slots::{NewSlot, SlotId};
 pub use status::Backlog;
+pub use takedown::{
+    QuarantineId, QuarantineRequest, Quarantined, Restored, TAKEN_NAMED_MAX, TakedownTarget, WhatIf,
+};
 pub use tokens::{IssuedToken, TokenQuery, TokenRequest, Whoami};
 pub use uploads::{NewPart, UploadDetails, WholeFile};
 pub use vault::{Slot, Unseal, VaultSettings, VaultStatus};
@@ -82,11 +86,13 @@ pub use crate::db::contributors::ContributorKind;
 pub use crate::db::evidence::{ConflictRow, EvidenceRow};
 pub use crate::db::measured::StoredNar;
 pub use crate::db::paths::{PathState, PathSummaryRow, SignatureRow};
+pub use crate::db::quarantines::QuarantineRow;
 pub use crate::db::signing_keys::KeyRow;
 pub use crate::db::tokens::TokenRow;
 pub use crate::db::uploads::PartRow;
 pub use crate::db::webhook_deliveries::{DeliveryRow, DeliveryState};
 pub use crate::db::webhooks::WebhookSummary;
+pub use crate::db::withdrawals::{AffectedRow, WithdrawalRow};
 pub use crate::storage::CacheObject;
 pub use crate::tlog::tile::Tile as LogTile;
 
@@ -229,9 +235,9 @@ impl Service {
         Ok((service, first))
     }
 
-    /// Begins the work in the background: release, sweeping, the epoch, last uses,
-    /// the published log, webhooks. Where the database is older than what was published from it, nothing that writes to storage:
-    /// what its outbox asks for may have been taken back since.
+    /// Begins the work in the background: release, sweeping, quarantines that were broken off, the epoch, last uses, the
+    /// published log, webhooks. Where the database is older than what was published from it, nothing that writes to
+    /// storage: what its outbox asks for may have been taken back since.
     pub fn start_background(&self) {
         self.spawn(self.clone().epoch_poller());
         self.spawn(self.clone().seal_poller());
@@ -241,6 +247,7 @@ impl Service {
         self.spawn(self.clone().finisher(self.inner.stop.clone()));
         self.spawn(self.clone().release_worker(self.inner.stop.clone()));
         self.spawn(self.clone().sweeper(self.inner.stop.clone()));
+        self.spawn(self.clone().quarantine_worker(self.inner.stop.clone()));
         self.spawn(self.clone().token_uses_worker());
         self.spawn(self.clone().log_publisher(self.inner.stop.clone()));
         self.spawn(self.clone().webhook_worker(self.inner.stop.clone()));

@@ -1,5 +1,6 @@
 //! The sweeper: NARs that no narinfo names, auxiliary objects that never became visible, uploads that
-//! nobody will finish, deliveries to webhooks that ended days ago. Once a day it counts orphans, and leaves them alone.
+//! nobody will finish, paths that were withdrawn long ago, deliveries to webhooks that ended days ago. Once a day it
+//! counts orphans, and leaves them alone.
 //!
 //! Condemning takes the gate exclusive, in small batches; deleting is the outbox's work.
 
@@ -9,8 +10,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::release::Release;
-use super::{Result, Service};
-use crate::db::{Gate, auxiliary, caches, measured};
+use super::{Call, Error, Origin, Result, Service};
+use crate::access::Caller;
+use crate::db::{Gate, auxiliary, caches, measured, paths, restarting, withdrawals};
 use crate::storage::CacheObject;
 
 impl Service {
@@ -80,6 +82,7 @@ impl Service {
                 break;
             }
         }
+        let ended = self.end_withdrawn().await?;
         let mut tx = self.inner.db.begin(Gate::Shared).await?;
         let dropped = auxiliary::drop_unrevealed(&mut tx, unpublished_before).await?;
         tx.commit().await?;
@@ -88,10 +91,42 @@ impl Service {
         let aborted = self.inner.storage.abort_stale_uploads(older_than).await?;
         let uploads = self.sweep_uploads(older_than).await?;
         let deliveries = self.sweep_webhooks(now).await?;
-        if condemned + dropped + aborted + uploads + deliveries > 0 {
-            tracing::info!(condemned, dropped, aborted, uploads, deliveries, "swept");
+        if condemned + ended + dropped + aborted + uploads + deliveries > 0 {
+            tracing::info!(condemned, ended, dropped, aborted, uploads, deliveries, "swept");
         }
         Ok(condemned)
+    }
+
+    /// Deletes paths, bytes too, that nobody restored in time: how many.
+    async fn end_withdrawn(&self) -> Result<u64> {
+        let days = self.inner.limits.withdrawn_max.as_secs() / (24 * 3600);
+        let reason = format!("withdrawn for {days} days");
+        let nobody = Call { caller: Caller::Anonymous, origin: Origin::default() };
+        let mut ended = 0;
+        loop {
+            let batch = restarting(|| async {
+                let now = self.inner.clock.now();
+                let before = now.plus_millis(-millis(self.inner.limits.withdrawn_max));
+                let mut tx = self.inner.db.begin(Gate::Exclusive).await?;
+                let places = withdrawals::withdrawn_before(&mut tx, before, BATCH).await?;
+                let mut leaves = Vec::with_capacity(places.len());
+                for place in &places {
+                    let cache = caches::by_id_even_deleted(&mut tx, place.cache).await?;
+                    let Some(path) = paths::find(&mut tx, cache.id, place.hash).await? else { continue };
+                    let mut release = Release::by_worker(&cache, now);
+                    leaves
+                        .push(self.delete_in_tx(&mut tx, &nobody, &mut release, &path, &reason, now).await?);
+                }
+                super::log::append(&mut tx, &leaves).await?;
+                tx.commit().await?;
+                Ok::<_, Error>(places.len())
+            })
+            .await?;
+            ended += batch as u64;
+            if batch < BATCH as usize {
+                return Ok(ended);
+            }
+        }
     }
 }
 

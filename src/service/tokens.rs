@@ -434,7 +434,7 @@ impl Service {
 
     /// Revokes in batches: a publisher waits for one batch, not for all. What lives on meanwhile is found by
     /// the next round, also what it issued in between.
-    async fn revoke_family(&self, call: &Call, family: &Family<'_>) -> Result<Vec<TokenId>> {
+    pub(super) async fn revoke_family(&self, call: &Call, family: &Family<'_>) -> Result<Vec<TokenId>> {
         let mut revoked = Vec::new();
         let mut first = true;
         loop {
@@ -446,7 +446,9 @@ impl Service {
             }
         }
         self.note_change().await;
-        tracing::info!(count = revoked.len(), reason = family.reason, "tokens revoked");
+        if !revoked.is_empty() {
+            tracing::info!(count = revoked.len(), reason = family.reason, "tokens revoked");
+        }
         Ok(revoked)
     }
 
@@ -514,24 +516,26 @@ impl Service {
 }
 
 /// What a revocation is about.
-struct Family<'a> {
-    root: Root,
-    keep_issued: bool,
-    reason: &'a str,
-    authority: Authority,
+pub(super) struct Family<'a> {
+    pub root: Root,
+    pub keep_issued: bool,
+    pub reason: &'a str,
+    pub authority: Authority,
 }
 
 #[derive(Clone, Copy)]
-enum Root {
+pub(super) enum Root {
     Token(TokenId),
     Contributor(ContributorId),
 }
 
 /// By what right it is done.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Authority {
+pub(super) enum Authority {
     /// The caller's scopes.
     Caller,
+    /// A quarantine that was begun by right.
+    Quarantine,
     /// The caller showed the token itself.
     Report,
 }

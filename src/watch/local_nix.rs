@@ -10,6 +10,7 @@ use std::process::Stdio;
 use serde_json::Value;
 use tokio::process::Command;
 
+use crate::nix::hash::NarHash;
 use crate::nix::store_path::StorePath;
 
 /// The Nix of this machine, and one of its stores.
@@ -62,6 +63,18 @@ impl LocalNix {
             invalid.extend(paths(&said));
         }
         Ok(invalid)
+    }
+
+    /// The NAR hashes of `paths`, all valid, in their order.
+    pub async fn nar_hashes(&self, asked: &[&StorePath]) -> Result<Vec<NarHash>, NixError> {
+        let mut hashes = Vec::with_capacity(asked.len());
+        for some in asked.chunks(PATHS_PER_CALL) {
+            let said = self.ask("nix-store", &["--query", "--hash"], some).await?;
+            let read = said.lines().filter_map(|line| line.trim().strip_prefix("sha256:"));
+            hashes.extend(read.filter_map(|text| NarHash::from_base32(text).ok()));
+        }
+        // What was answered otherwise would be taken for the answer to something else.
+        if hashes.len() == asked.len() { Ok(hashes) } else { Err(NixError::Answer { program: "nix-store" }) }
     }
 
     /// Every valid path. What Nix accepts and narvault does not is left out: no cache would take it.

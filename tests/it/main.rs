@@ -34,6 +34,7 @@ mod slots;
 mod staging;
 mod storage;
 mod support;
+mod takedown;
 mod tidy;
 mod upload_order;
 mod upstreams;

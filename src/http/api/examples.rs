@@ -216,6 +216,54 @@ fn examples() -> BTreeMap<&'static str, Value> {
                 ],
             }),
         ),
+        (
+            "QuarantineCreate",
+            value(&QuarantineCreate {
+                reason: "runner broken into".into(),
+                since: Some("2026-11-20T00:00:00Z".into()),
+                dependents: false,
+                keep_issued: false,
+            }),
+        ),
+        ("QuarantineOutcome", value(&quarantine_outcome())),
+        ("RestoreCreate", value(&RestoreCreate { reason: "false alarm".into() })),
+        (
+            "RestoreOutcome",
+            value(&RestoreOutcome {
+                id: AUDIT_ID.into(),
+                kind: "contributor".into(),
+                subject: "alice".into(),
+                changed: true,
+                finished: true,
+                narinfos_left: 0,
+                restored: 211,
+                left: 1,
+                left_paths: vec![LeftPath {
+                    cache: "main".into(),
+                    store_path: HELLO.into(),
+                    why: "superseded".into(),
+                }],
+            }),
+        ),
+        ("Page_QuarantineView", value(&page(quarantine()))),
+        (
+            "Page_WithdrawalView",
+            value(&page(WithdrawalView {
+                cache: "main".into(),
+                store_path: HELLO.into(),
+                cause: "evidence".into(),
+                withdrawn_at: "2026-11-23T09:00:01.000Z".into(),
+                ended: None,
+            })),
+        ),
+        (
+            "Page_WithdrawnPath",
+            value(&page(WithdrawnPath {
+                store_path: HELLO.into(),
+                nar_hash: NAR_HASH.into(),
+                withdrawn_at: "2026-11-23T09:00:01.000Z".into(),
+            })),
+        ),
         ("PublishRequest", value(&PublishRequest { narinfos: vec![NARINFO.into()] })),
         ("RevokeRequest", value(&RevokeRequest { reason: "laptop lost".into(), keep_issued: false })),
         ("Revoked", value(&Revoked { revoked: vec![TOKEN_ID.into()] })),
@@ -339,6 +387,41 @@ fn delivery() -> DeliveryView {
         attempted_at: Some("2026-11-22T13:10:06.000Z".into()),
         next_attempt_at: Some("2026-11-22T13:10:14.000Z".into()),
         finished_at: None,
+    }
+}
+
+fn quarantine() -> QuarantineView {
+    QuarantineView {
+        id: AUDIT_ID.into(),
+        kind: "contributor".into(),
+        subject: "alice".into(),
+        state: "standing".into(),
+        since: Some("2026-11-20T00:00:00.000Z".into()),
+        reason: "runner broken into".into(),
+        dependents: false,
+        keep_issued: false,
+        begun_at: "2026-11-23T09:00:00.000Z".into(),
+        restore_reason: None,
+        restored_at: None,
+    }
+}
+
+fn quarantine_outcome() -> QuarantineOutcome {
+    let path = |store_path: &str| CachePath { cache: "main".into(), store_path: store_path.into() };
+    QuarantineOutcome {
+        id: Some(AUDIT_ID.into()),
+        kind: "contributor".into(),
+        subject: "alice".into(),
+        changed: true,
+        finished: true,
+        narinfos_left: 0,
+        tokens: vec![TOKEN_ID.into()],
+        evidence: 214,
+        paths: 1,
+        withdrawn: vec![path(GLIBC)],
+        kept: None,
+        dependents: 1,
+        dependent_paths: vec![path(HELLO)],
     }
 }
 

@@ -19,7 +19,7 @@ use crate::http::error::Refusal;
 use crate::http::{App, request};
 use crate::nix::signature::KeyName;
 use crate::nix::store_path::StorePathHash;
-use crate::service::{Call, Error, Liveness, Rejection, SlotId, WebhookId};
+use crate::service::{Call, Error, Liveness, QuarantineId, Rejection, SlotId, WebhookId};
 
 /// Largest JSON body, in bytes: the biggest request that people write is a cache with a few upstreams, below 4 KiB.
 const BODY_SIZE_BYTES_MAX: u64 = 256 * 1024;
@@ -133,6 +133,11 @@ impl PathName for SlotId {
 impl PathName for WebhookId {
     const PARAMETER: &'static str = "id";
     const THING: &'static str = "webhook";
+}
+
+impl PathName for QuarantineId {
+    const PARAMETER: &'static str = "quarantine";
+    const THING: &'static str = "quarantine";
 }
 
 impl<T: PathName> FromRequestParts<App> for Named<T> {

@@ -168,7 +168,7 @@ fn parse_state(text: &str) -> std::result::Result<PathState, Rejection> {
 }
 
 /// Store paths are kept by base name, and shown whole.
-fn whole(base_name: &str) -> String {
+pub(super) fn whole(base_name: &str) -> String {
     format!("{STORE_DIR}/{base_name}")
 }
 

@@ -18,6 +18,7 @@ use crate::db::log::LeafRow;
 use crate::db::measured::{self, FileState};
 use crate::db::paths::{self, MadeSignature, NewClaim, NewPath, PathRow};
 use crate::db::signing_keys::KeyRow;
+use crate::db::withdrawals::{self, Fate};
 use crate::db::{Gate, Tx, epoch, log, standing};
 use crate::nix::claim::Claim;
 use crate::nix::signature::Signature;
@@ -140,7 +141,8 @@ impl Service {
             epoch::advance(&mut tx).await?;
         }
         for (at, job) in jobs.iter().enumerate() {
-            let claims = conflicts.iter().filter(|(of, ..)| *of == at).map(|(_, row, claim)| (&row.claim, *claim));
+            let claims =
+                conflicts.iter().filter(|(of, ..)| *of == at).map(|(_, row, claim)| (&row.claim, *claim));
             let event = Event::PathConflict { cache, claims: claims.collect() };
             self.emit(&mut tx, &job.call, event, now).await?;
             let new = written.iter().filter(|one| one.job == at && one.published == Published::New);
@@ -246,6 +248,10 @@ impl Service {
             for (at, id) in places.into_iter().zip(paths::insert_claims(tx, &claims).await?) {
                 written[at].claim_id = id;
             }
+        }
+        if !republished.is_empty() {
+            let ids = republished.iter().map(|at: &usize| &written[*at].path_id);
+            withdrawals::end_of_paths(tx, ids, Fate::Republished, now).await?;
         }
         for at in republished {
             paths::republish(tx, &written[at].path_id, &written[at].claim_id, now).await?;

@@ -1,0 +1,196 @@
+//! What the commands that quarantine and restore have in common: their arguments, their questions, their answers.
+//!
+//! Never decides what falls: that is the server's, which `--dry-run` asks.
+
+use clap::Args;
+
+use super::Context;
+use super::args::Since;
+use super::ask::{self, Unattended};
+use super::failure::{Exit, Failure};
+use super::text::{Fields, plain};
+use crate::api::{
+    CachePath, QuarantineCreate, QuarantineOutcome, QuarantineQuery, RestoreCreate, RestoreOutcome,
+};
+use crate::client::Error as ClientError;
+
+/// How anything is quarantined.
+#[derive(Debug, Args)]
+pub struct QuarantineHow {
+    /// Why, for the audit
+    #[arg(long)]
+    reason: String,
+    /// Only say what would happen
+    #[arg(long)]
+    dry_run: bool,
+    /// Also withdraw what refers to a withdrawn path, directly or through others
+    #[arg(long)]
+    dependents: bool,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+}
+
+/// How a quarantine is ended.
+#[derive(Debug, Args)]
+pub struct RestoreHow {
+    /// Why, for the audit
+    #[arg(long)]
+    reason: String,
+}
+
+/// Quarantines by `call`; on a terminal it shows first what would happen, and asks.
+pub async fn quarantine(
+    context: &Context,
+    how: &QuarantineHow,
+    since: Option<Since>,
+    keep_issued: bool,
+    call: impl AsyncFn(&QuarantineCreate, &QuarantineQuery) -> Result<QuarantineOutcome, ClientError>,
+) -> Result<(), Failure> {
+    let body = QuarantineCreate {
+        reason: how.reason.clone(),
+        since: since.map(|since| since.rfc3339(context.clock.now())),
+        dependents: how.dependents,
+        keep_issued,
+    };
+    let dry = QuarantineQuery { dry_run: true };
+    if how.dry_run {
+        let outcome = call(&body, &dry).await?;
+        return context.printer.answer(&outcome, |outcome| dry_text(outcome, how.dependents));
+    }
+    if !how.yes && ask::is_attended() {
+        let outcome = call(&body, &dry).await?;
+        context.printer.note("this would happen:");
+        context.printer.note_lines(&dry_text(&outcome, how.dependents));
+    }
+    ask::confirm("Quarantine it?", how.yes, Unattended::Proceed)?;
+    let outcome = call(&body, &QuarantineQuery::default()).await?;
+    context.printer.answer(&outcome, outcome_text)?;
+    if !outcome.changed {
+        context.printer.note("this quarantine stood already, and nothing was left to do");
+    }
+    if outcome.dependents > 0 && !how.dependents {
+        context.printer.warning(
+            "published paths refer to withdrawn ones, and cannot be pulled whole",
+            "add `--dependents` to withdraw them too",
+        );
+    }
+    unfinished(outcome.finished, outcome.narinfos_left, "removed from")
+}
+
+/// Ends a quarantine by `call`.
+pub async fn restore(
+    context: &Context,
+    how: RestoreHow,
+    call: impl AsyncFn(&RestoreCreate) -> Result<RestoreOutcome, ClientError>,
+) -> Result<(), Failure> {
+    let outcome = call(&RestoreCreate { reason: how.reason }).await?;
+    context.printer.answer(&outcome, restored_text)?;
+    if !outcome.changed {
+        context.printer.note("it was restored before");
+    }
+    unfinished(outcome.finished, outcome.narinfos_left, "written to")
+}
+
+/// Fails where the server has not ended its work within the time of a call.
+fn unfinished(finished: bool, narinfos_left: u64, what: &str) -> Result<(), Failure> {
+    let failure = match (finished, narinfos_left) {
+        (true, 0) => return Ok(()),
+        (false, _) => Failure::new(Exit::Failure, "the server is still at it; it goes on by itself"),
+        (true, left) => {
+            Failure::new(Exit::Failure, format!("{left} narinfos are still to be {what} storage"))
+        }
+    };
+    Err(failure.hint("run the same command again to wait for the rest"))
+}
+
+fn dry_text(outcome: &QuarantineOutcome, with_dependents: bool) -> String {
+    let dependents = if with_dependents { "withdrawn as dependents" } else { "left referring to them" };
+    Fields::default()
+        .with("would quarantine", format!("{} {}", plain(&outcome.kind), plain(&outcome.subject)))
+        .with("tokens that die", outcome.tokens.len())
+        .with("evidence", outcome.evidence)
+        .with_some("paths that stay", outcome.kept)
+        .with_all("paths withdrawn", counted(&outcome.withdrawn, outcome.paths))
+        .with_all(dependents, counted(&outcome.dependent_paths, outcome.dependents))
+        .text()
+}
+
+fn outcome_text(outcome: &QuarantineOutcome) -> String {
+    Fields::default()
+        .with("quarantined", format!("{} {}", plain(&outcome.kind), plain(&outcome.subject)))
+        .with_some("id", outcome.id.as_ref())
+        .with("tokens that died", outcome.tokens.len())
+        .with("evidence void", outcome.evidence)
+        .with_all("paths withdrawn", counted(&outcome.withdrawn, outcome.paths))
+        .with_all("left referring to them", counted(&outcome.dependent_paths, outcome.dependents))
+        .text()
+}
+
+fn restored_text(outcome: &RestoreOutcome) -> String {
+    let left = outcome
+        .left_paths
+        .iter()
+        .map(|path| format!("{} {} {}", plain(&path.cache), plain(&path.store_path), plain(&path.why)));
+    Fields::default()
+        .with("restored", format!("{} {}", plain(&outcome.kind), plain(&outcome.subject)))
+        .with("quarantine", &outcome.id)
+        .with("paths back", outcome.restored)
+        .with_all("paths left", std::iter::once(outcome.left.to_string()).chain(left))
+        .text()
+}
+
+/// How many there are, and the first of them.
+fn counted(paths: &[CachePath], count: u64) -> impl Iterator<Item = String> {
+    let shown = paths.iter().take(SHOWN_MAX);
+    let shown: Vec<_> =
+        shown.map(|path| format!("{} {}", plain(&path.cache), plain(&path.store_path))).collect();
+    let more = count.saturating_sub(shown.len() as u64);
+    let more = (more > 0).then(|| format!("and {more} more; `--json` names the first 1000"));
+    std::iter::once(count.to_string()).chain(shown).chain(more)
+}
+
+/// Paths that people are shown.
+const SHOWN_MAX: usize = 50;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(paths: u64) -> QuarantineOutcome {
+        let path =
+            |number: u64| CachePath { cache: "main".into(), store_path: format!("/nix/store/x-{number}") };
+        QuarantineOutcome {
+            id: Some("q-1".into()),
+            kind: "contributor".into(),
+            subject: "alice".into(),
+            changed: true,
+            finished: true,
+            narinfos_left: 0,
+            tokens: vec!["t-1".into()],
+            evidence: paths,
+            paths,
+            withdrawn: (0..paths).map(path).collect(),
+            kept: None,
+            dependents: 0,
+            dependent_paths: vec![],
+        }
+    }
+
+    #[test]
+    fn a_long_list_is_cut_and_says_so() {
+        for (paths, expected) in [(2, "x-1\n"), (51, "and 1 more"), (700, "and 650 more")] {
+            let text = outcome_text(&outcome(paths));
+            assert!(text.contains(expected), "{text}");
+        }
+        assert!(!outcome_text(&outcome(50)).contains("more"));
+    }
+
+    #[test]
+    fn what_is_left_is_a_failure_that_names_the_number() {
+        assert!(unfinished(true, 0, "removed from").is_ok());
+        let failure = unfinished(true, 3, "removed from").unwrap_err().to_string();
+        assert!(failure.contains("3 narinfos are still to be removed from storage"), "{failure}");
+        assert!(unfinished(false, 0, "removed from").is_err());
+    }
+}
