@@ -502,6 +502,39 @@ pub struct PathDeleted {
     pub referrers: Vec<String>,
 }
 
+// --- signature log ---
+
+/// Which leaves are to be opened.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct LogOpeningsQuery {
+    /// The first leaf, from 0.
+    pub first: u64,
+    /// How many leaves from there on, 1 to 1000; 1000 unless told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+}
+
+/// What stands behind the commitments of leaves, as far as the token may know.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct LogOpenings {
+    pub items: Vec<LogOpeningView>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct LogOpeningView {
+    /// The leaf's place in the log.
+    pub index: u64,
+    /// 16 bytes in base64.
+    pub salt: String,
+    /// The lines, each with its line feed: what the commitment is to, after the salt.
+    pub lines: String,
+    /// The references, separated by spaces, where the lines have only the digest of the list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub references: Option<String>,
+}
+
 // --- audit ---
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize, IntoParams)]

@@ -20,7 +20,9 @@ use self::setting::Setting;
 pub use self::setting::{ByteSize, Deliver, LogFormat, ValueError};
 use self::source::Values;
 pub use self::source::{Problem, Problems, Source, environment, variable};
-pub use self::urls::{DatabaseUrl, DatabaseUrlError, PublicUrl, PublicUrlError, StorageUrl, StorageUrlError};
+pub use self::urls::{
+    DatabaseUrl, DatabaseUrlError, PublicUrl, PublicUrlError, S3Location, StorageUrl, StorageUrlError,
+};
 
 /// Where the file is looked for if no `--config` and no `NARVAULT_CONFIG` names one. It need not be there.
 pub const CONFIG_FILE_DEFAULT: &str = "/etc/narvault/narvault.toml";

@@ -187,6 +187,28 @@ pub async fn opening(
     Ok(Some((salt, text)))
 }
 
+/// Index, salt and text of every opening of `part` among the `count` leaves from `first` on, in order.
+pub async fn openings(
+    connection: &mut Connection,
+    part: &str,
+    first: i64,
+    count: i64,
+) -> Result<Vec<(i64, [u8; 16], String)>> {
+    let rows: Vec<(i64, Vec<u8>, String)> = sqlx::query_as(
+        "SELECT idx, salt, text FROM log_openings WHERE idx >= $1 AND idx < $2 AND part = $3 ORDER BY idx ASC",
+    )
+    .bind(first)
+    .bind(first.saturating_add(count))
+    .bind(part)
+    .fetch_all(connection)
+    .await?;
+    let read = |(index, salt, text): (i64, Vec<u8>, String)| {
+        let salt = salt.try_into().map_err(|_| corrupt("log_openings", "salt", &index.to_string()))?;
+        Ok((index, salt, text))
+    };
+    rows.into_iter().map(read).collect()
+}
+
 /// The list of references that a leaf has the digest of.
 pub async fn references(connection: &mut Connection, digest: &[u8; 32]) -> Result<Option<String>> {
     let digest = Sha256Digest(*digest).hex();
@@ -222,6 +244,26 @@ mod tests {
     }
 
     on_each_database! {
+        async fn openings_are_found_by_their_leaves(test: &TestDb) {
+            let mut tx = test.db.begin(Gate::Shared).await.unwrap();
+            let opening = |part, number: u8| (part, [number; 16], format!("{part} {number}"));
+            let of = |openings| LeafRow { openings, ..leaf("x\n") };
+            let rows = [
+                of(vec![opening("detail", 0), opening("private", 0)]),
+                of(vec![opening("detail", 1)]),
+                of(vec![opening("private", 2)]),
+            ];
+            append(&mut tx, 0, &rows).await.unwrap();
+
+            for (first, count, expected) in [(0, 9, vec![0, 2]), (0, 2, vec![0]), (1, 9, vec![2]), (3, 9, vec![])] {
+                let found = openings(&mut tx, "private", first, count).await.unwrap();
+                let indices: Vec<_> = found.iter().map(|(index, ..)| *index).collect();
+                assert_eq!(indices, expected, "{first} {count}");
+            }
+            let (_, salt, text) = openings(&mut tx, "private", 2, 1).await.unwrap().remove(0);
+            assert_eq!((salt, text.as_str()), ([2; 16], "private 2"));
+        }
+
         async fn a_new_log_is_empty_and_goes_on_where_it_was_left(test: &TestDb) {
             let mut tx = test.db.begin(Gate::Shared).await.unwrap();
             assert_eq!(lock(&mut tx).await.unwrap(), LogState { size: 0, frontier: vec![], frontier_size: 0 });

@@ -82,6 +82,7 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(tokens::show))
         .routes(routes!(tokens::revoke))
         .routes(routes!(tokens::report))
+        .routes(routes!(log::openings))
         .routes(routes!(audit::list))
         .routes(routes!(vault::show))
         .routes(routes!(vault::unseal))

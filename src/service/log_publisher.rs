@@ -323,6 +323,9 @@ impl Service {
         while index < size {
             for text in self.leaves_from(index, size).await? {
                 if index >= edge.size() {
+                    if write {
+                        self.publish_references(&text).await?;
+                    }
                     let full = edge.push(NodeHash::leaf(text.as_bytes()));
                     for hashes in full.iter().filter(|_| write) {
                         self.publish_tile(hashes.tile(), hashes.encode()).await?;

@@ -328,6 +328,11 @@ const UPLOADS: &str = "uploads/";
 
 const LOG_FOLDER: &str = "_log";
 
+/// Where the signature log lies in a folder that is a server's disk storage.
+pub fn log_folder(storage: &std::path::Path) -> std::path::PathBuf {
+    storage.join(LOG_FOLDER)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -11,6 +11,8 @@ mod flow;
 mod hooks;
 mod isolation;
 mod leases;
+mod log_audit;
+mod log_mirror;
 mod metrics;
 mod migrations;
 mod narinfo_trap;

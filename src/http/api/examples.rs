@@ -61,6 +61,16 @@ fn fill(content: &mut RefOr<Content>, examples: &BTreeMap<&'static str, Value>) 
     }
 }
 
+fn log_openings() -> LogOpenings {
+    let lines = format!(
+        "cache team\npath {HELLO}\nnar-hash {NAR_HASH}\nnar-size 226560\nreferences {}\n",
+        GLIBC.trim_start_matches("/nix/store/")
+    );
+    let opening =
+        LogOpeningView { index: 17, salt: "q83vEjRWeJCrze8SNFZ4kA==".into(), lines, references: None };
+    LogOpenings { items: vec![opening] }
+}
+
 fn examples() -> BTreeMap<&'static str, Value> {
     let upstream = Upstream {
         url: "https://cache.nixos.org".into(),
@@ -141,6 +151,7 @@ fn examples() -> BTreeMap<&'static str, Value> {
     let page_of_paths = Page { items: vec![summary], next: Some(PATH_CURSOR.into()) };
     BTreeMap::from([
         ("AuditView", value(&audit)),
+        ("LogOpenings", value(&log_openings())),
         ("CacheCreate", json!({ "name": "main", "public": true })),
         ("CacheEdit", json!({ "public": false, "priority": 30 })),
         ("CacheView", value(&cache)),

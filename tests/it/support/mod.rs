@@ -7,6 +7,7 @@ pub mod chaos;
 pub mod client;
 pub mod database;
 pub mod desk;
+pub mod log;
 pub mod nix;
 pub mod proxy;
 pub mod s3;
