@@ -3,6 +3,7 @@
 //! Never touches the network, the disk or the clock.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
@@ -69,6 +70,17 @@ impl fmt::Display for Lifetime {
             units.into_iter().find(|(_, length)| self.seconds.is_multiple_of(*length)).unwrap_or(("s", 1));
         write!(f, "{}{unit}", self.seconds / length)
     }
+}
+
+/// Where a server's own files are, for commands on its host.
+#[derive(Debug, Args)]
+pub struct HostArgs {
+    /// Configuration file [default: /etc/narvault/narvault.toml, if there]
+    #[arg(long, value_name = "FILE", env = "NARVAULT_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Data folder [default: ./narvault-data]
+    #[arg(long, value_name = "FOLDER")]
+    pub data: Option<PathBuf>,
 }
 
 /// A moment in the past: RFC 3339, or how long ago, such as `7d`.

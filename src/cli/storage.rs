@@ -89,7 +89,8 @@ async fn orphans(args: OrphansArgs, context: &Context) -> Result<(), Failure> {
     context.printer.answer(&listed(&found, deleting), table)
 }
 
-async fn open(config: &Config, context: &Context) -> Result<Service, Failure> {
+/// Opens the service on its own host, beside a running server or not; it does no work in the background.
+pub(super) async fn open(config: &Config, context: &Context) -> Result<Service, Failure> {
     if let crate::config::DatabaseUrl::Sqlite(path) = &config.database.url
         && !path.exists()
     {
@@ -127,6 +128,6 @@ fn table(listed: &Listed) -> String {
     Table::default().text(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
 }
 
-fn told(error: anyhow::Error) -> Failure {
+pub(super) fn told(error: anyhow::Error) -> Failure {
     Failure::Told { exit: Exit::Failure, error, hint: None }
 }

@@ -11,6 +11,7 @@ mod open;
 
 pub mod admin_claims;
 pub mod audit;
+pub mod audit_commits;
 pub mod auxiliary;
 pub mod caches;
 pub mod cluster;

@@ -5,6 +5,7 @@
 
 mod admission;
 mod audit;
+mod audit_commits;
 mod auth;
 mod auxiliary;
 mod batch;
@@ -48,6 +49,7 @@ use tokio_util::task::TaskTracker;
 
 pub use admission::Room;
 pub use audit::AuditQuery;
+pub use audit_commits::AuditCheck;
 pub use auth::Liveness;
 pub use auxiliary::Auxiliary;
 pub use batch::{BATCH_SIZE_BYTES_MAX, NarOutcome, NarPiece};
@@ -220,6 +222,7 @@ impl Service {
         self.spawn(self.clone().sweeper(self.inner.stop.clone()));
         self.spawn(self.clone().token_uses_worker());
         self.spawn(self.clone().log_publisher(self.inner.stop.clone()));
+        self.spawn(self.clone().audit_committer(self.inner.stop.clone()));
     }
 
     /// Ends background work; uploads under way are the HTTP layer's to wait for.
