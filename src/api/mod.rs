@@ -266,6 +266,16 @@ pub struct ContributorKeyAdd {
     pub public_key: String,
 }
 
+/// What was erased of a contributor.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ContributorErased {
+    /// What they are called from now on.
+    pub name: String,
+    pub audit_rows: u64,
+    /// Private particulars of leaves of the signature log, whose commitments stay.
+    pub log_details: u64,
+}
+
 // --- tokens ---
 
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -443,6 +453,8 @@ pub struct PathView {
     pub evidence: Vec<EvidenceView>,
     /// Other claims for this path that were refused, by whom.
     pub conflicts: Vec<ConflictView>,
+    /// What the signature log has about it, oldest first.
+    pub history: Vec<PathActView>,
     /// Store paths found in the NAR, published here, and not claimed as references.
     pub undeclared_references: Vec<String>,
     /// Claimed references whose hash does not occur in the NAR.
@@ -475,6 +487,33 @@ pub struct EvidenceView {
     pub at: String,
     /// Whether a quarantine voided it.
     pub void: bool,
+}
+
+/// One act, as the leaf of the log at `log_index` has it.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct PathActView {
+    pub log_index: u64,
+    /// Such as `sign`, `conflict` or `delete`.
+    pub event: String,
+    pub at: String,
+    /// The key that signed, where one did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// The contributor's name and id, and the token's id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contributor: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contributor_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_id: Option<String>,
+    /// Where the call came from. For admins, and gone once the contributor is erased.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
+    /// For admins, where one was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]

@@ -4,6 +4,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::Context;
 use super::args::ListArgs;
+use super::ask::{self, Unattended};
 use super::failure::Failure;
 use super::list::print_list;
 use super::text::{Fields, moment, size};
@@ -23,6 +24,8 @@ pub enum ContributorCommand {
     Suspend(SuspendArgs),
     /// Undo `suspend`
     Resume(ResumeArgs),
+    /// Forget who a suspended contributor is, for good; what they pushed stays
+    Erase(EraseArgs),
     /// Public keys whose signatures count as the contributor's
     #[command(subcommand)]
     Key(ContributorKeyCommand),
@@ -77,6 +80,16 @@ pub struct SuspendArgs {
 pub struct ResumeArgs {
     /// The contributor's name
     name: String,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  narvault contributor erase alice --yes")]
+pub struct EraseArgs {
+    /// The contributor's name
+    name: String,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -145,6 +158,7 @@ pub async fn run(command: ContributorCommand, context: &Context) -> Result<(), F
         ContributorCommand::Resume(args) => {
             edit(&args.name, ContributorEdit { group: None, suspended: Some(false) }, context).await
         }
+        ContributorCommand::Erase(args) => erase(args, context).await,
         ContributorCommand::Key(ContributorKeyCommand::Add(args)) => {
             let body = ContributorKeyAdd { public_key: args.public_key };
             let contributor = context.client()?.contributor_key_add(&args.name, &body).await?;
@@ -189,6 +203,19 @@ async fn list(args: ContributorListArgs, context: &Context) -> Result<(), Failur
 async fn edit(name: &str, body: ContributorEdit, context: &Context) -> Result<(), Failure> {
     let contributor = context.client()?.contributor_edit(name, &body).await?;
     context.printer.answer(&contributor, fields)
+}
+
+async fn erase(args: EraseArgs, context: &Context) -> Result<(), Failure> {
+    let question = format!("Erase the name, the addresses and the notes of {}, for good?", args.name);
+    ask::confirm(&question, args.yes, Unattended::Refuse)?;
+    let erased = context.client()?.contributor_erase(&args.name).await?;
+    context.printer.answer(&erased, |erased| {
+        Fields::default()
+            .with("called from now on", &erased.name)
+            .with("audit rows", erased.audit_rows)
+            .with("particulars of leaves", erased.log_details)
+            .text()
+    })
 }
 
 fn kind(contributor: &ContributorView) -> &'static str {

@@ -40,6 +40,7 @@ mod vault;
 mod verify;
 mod watch_exec;
 mod watch_store;
+mod who;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -119,6 +120,8 @@ pub enum Command {
     /// Store paths in a cache
     #[command(subcommand)]
     Path(path::PathCommand),
+    /// Who signed a path, with which token, from where
+    Who(who::WhoArgs),
     /// Queue what Nix builds, and push it in the background
     Hook(hook::HookArgs),
     /// Push every path that becomes valid in the local store
@@ -191,6 +194,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Use(args) => use_cache::use_cache(args, &context).await,
         Command::Unuse(args) => use_cache::unuse_cache(args, &context).await,
         Command::Path(command) => path::run(command, &context).await,
+        Command::Who(args) => who::run(args, &context).await,
         Command::Hook(args) => hook::run(args, &context).await,
         Command::WatchStore(args) => watch_store::run(args, &context).await,
         Command::WatchExec(args) => watch_exec::run(args, &context).await,

@@ -14,7 +14,7 @@ use super::error::Error;
 use super::http::Client;
 use crate::api::{
     AuditQuery, AuditView, BATCH_MEDIA_TYPE, CacheCreate, CacheDeleteQuery, CacheEdit, CacheView,
-    ClaimRequest, ContributorCreate, ContributorEdit, ContributorKeyAdd, ContributorView,
+    ClaimRequest, ContributorCreate, ContributorEdit, ContributorErased, ContributorKeyAdd, ContributorView,
     JwkSet, KeyCreate, KeyView, LogOpenings, LogOpeningsQuery, MissingAnswer, MissingRequest, NarsStored,
     Page, PageQuery, PartUrl, PartUrlRequest, PathDelete, PathDeleted, PathProofQuery, PathQuery,
     PathSummary, PathView, PublishAnswer, PublishRequest, RevokeRequest, Revoked, SlotCreate, SlotView,
@@ -147,6 +147,12 @@ impl Client {
     ) -> Result<ContributorView, Error> {
         self.require_token()?;
         self.answer(self.api(Method::PATCH, &["contributors", name])?.json(body)).await
+    }
+
+    /// Erases what is private of a suspended contributor, for good.
+    pub async fn contributor_erase(&self, name: &str) -> Result<ContributorErased, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["contributors", name, "erase"])?).await
     }
 
     pub async fn contributor_key_add(

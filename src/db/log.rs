@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::dialect::{Dialect, with_json_rows};
 use super::{Connection, Result, corrupt, one_row};
+use crate::access::{ContributorId, ContributorName};
 use crate::nix::hash::Sha256Digest;
 use crate::time::Timestamp;
 
@@ -207,6 +208,53 @@ pub async fn openings(
         Ok((index, salt, text))
     };
     rows.into_iter().map(read).collect()
+}
+
+/// A leaf about a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathLeafRow {
+    pub index: i64,
+    pub leaf: String,
+    /// The opening of its `detail`; `None` once it was erased.
+    pub detail: Option<String>,
+}
+
+/// The leaves about a path, at most `limit`, in order.
+pub async fn of_path(connection: &mut Connection, path_id: &str, limit: i64) -> Result<Vec<PathLeafRow>> {
+    let rows: Vec<(i64, String, Option<String>)> = sqlx::query_as(
+        "SELECT l.idx, l.leaf, o.text FROM log_leaves l \
+         LEFT JOIN log_openings o ON o.idx = l.idx AND o.part = 'detail' \
+         WHERE l.path_id = $1 ORDER BY l.idx ASC LIMIT $2",
+    )
+    .bind(path_id)
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().map(|(index, leaf, detail)| PathLeafRow { index, leaf, detail }).collect())
+}
+
+/// Erases the openings of `detail`, among the `count` leaves from `first` on, that say something of a contributor: of
+/// what they did, of what was done to them, and those that have their name. How many.
+pub async fn erase_details(
+    connection: &mut Connection,
+    contributor: ContributorId,
+    name: &ContributorName,
+    first: i64,
+    count: i64,
+) -> Result<u64> {
+    let result = sqlx::query(
+        "DELETE FROM log_openings WHERE idx >= $1 AND idx < $2 AND part = 'detail' \
+         AND (text LIKE $3 ESCAPE '!' OR EXISTS (SELECT 1 FROM log_leaves l WHERE l.idx = log_openings.idx \
+         AND (l.leaf LIKE $4 OR (l.leaf LIKE $5 AND l.event = 'contributor-create'))))",
+    )
+    .bind(first)
+    .bind(first.saturating_add(count))
+    .bind(super::audit::containing_string(name.as_str()))
+    .bind(format!("%\nby {contributor}\n%"))
+    .bind(format!("%\nsubject {contributor}\n%"))
+    .execute(connection)
+    .await?;
+    Ok(result.rows_affected())
 }
 
 /// The list of references that a leaf has the digest of.

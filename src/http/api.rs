@@ -75,6 +75,7 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(paths::proof))
         .routes(routes!(contributors::create, contributors::list))
         .routes(routes!(contributors::show, contributors::edit))
+        .routes(routes!(contributors::erase))
         .routes(routes!(contributors::add_key))
         .routes(routes!(contributors::remove_key))
         .routes(routes!(contributors::revoke_tokens))

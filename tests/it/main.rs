@@ -22,6 +22,7 @@ mod nix_versions;
 mod openapi;
 mod orphans;
 mod outage;
+mod provenance;
 mod push;
 mod push_batches;
 mod push_uploads;
