@@ -24,6 +24,7 @@ pub mod nix_disk_cache;
 pub mod outbox;
 pub mod paths;
 pub mod realisations;
+pub mod scrub;
 pub mod signing_keys;
 #[cfg(test)]
 pub(crate) mod testing;

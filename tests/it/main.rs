@@ -30,6 +30,7 @@ mod readme;
 mod refusals;
 mod replicas;
 mod revocation;
+mod scrub;
 mod secrets;
 mod signature_log;
 mod slots;
