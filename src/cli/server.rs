@@ -68,6 +68,7 @@ pub async fn open_service(config: &Config, clock: Clock) -> anyhow::Result<(Serv
             passphrase_file: config.vault.passphrase_file.clone(),
             default_key_file: config.key_file_default(),
         },
+        witnesses: config.signature_log.witnesses.clone(),
         rate_per_minute: config.limits.rate_per_minute.try_into()?,
     };
     Service::open(settings).await.context("cannot open the service")

@@ -23,6 +23,7 @@ pub use self::source::{Problem, Problems, Source, environment, variable};
 pub use self::urls::{
     DatabaseUrl, DatabaseUrlError, PublicUrl, PublicUrlError, S3Location, StorageUrl, StorageUrlError,
 };
+use crate::witness::Witness;
 
 /// Where the file is looked for if no `--config` and no `NARVAULT_CONFIG` names one. It need not be there.
 pub const CONFIG_FILE_DEFAULT: &str = "/etc/narvault/narvault.toml";
@@ -155,6 +156,13 @@ section! {
 }
 
 section! {
+    /// The signature log, and who watches it.
+    SignatureLog, "signature_log.",
+    /// Witnesses that are asked to cosign each checkpoint: `URL KEY`, with the key as `name+hash+base64`.
+    witnesses: Vec<Witness> = "",
+}
+
+section! {
     /// The largest, longest and most of everything.
     Limits, "limits.",
     /// Largest NAR, uncompressed.
@@ -193,6 +201,7 @@ pub struct Config {
     pub nars: Nars,
     pub uploads: Uploads,
     pub log: Log,
+    pub signature_log: SignatureLog,
     pub limits: Limits,
     sources: BTreeMap<&'static str, Source>,
 }
@@ -227,6 +236,7 @@ pub fn reference() -> Vec<KeyDoc> {
         Nars::keys(),
         Uploads::keys(),
         Log::keys(),
+        SignatureLog::keys(),
         Limits::keys(),
     ];
     sections.concat()
@@ -275,6 +285,7 @@ impl Config {
         let nars = Nars::read(&values, problems);
         let uploads = Uploads::read(&values, problems);
         let log = Log::read(&values, problems);
+        let signature_log = SignatureLog::read(&values, problems);
         let limits = Limits::read(&values, problems);
         Some(Self {
             server: server?,
@@ -284,6 +295,7 @@ impl Config {
             nars: nars?,
             uploads: uploads?,
             log: log?,
+            signature_log: signature_log?,
             limits: limits?,
             sources: values.into_sources(),
         })
@@ -317,6 +329,7 @@ impl Config {
             self.nars.shown(),
             self.uploads.shown(),
             self.log.shown(),
+            self.signature_log.shown(),
             self.limits.shown(),
         ];
         let shown = sections.into_iter().flatten();

@@ -65,6 +65,9 @@ pub enum Fork {
 /// A partial tile that is left behind harms nobody.
 const DELETION_TIME_MAX: Duration = Duration::from_secs(10);
 
+/// How long a witness that did not cosign is left alone while nothing new is published.
+const WITNESS_PAUSE: Duration = Duration::from_secs(30);
+
 /// What signing asks about the log, and the publisher tells.
 #[derive(Default)]
 pub(super) struct LogHealth(Mutex<Health>);
@@ -145,6 +148,8 @@ struct Published {
     edge: Option<Edge>,
     /// The size of the checkpoint that storage has for sure.
     stored: Option<u64>,
+    /// When witnesses were asked last.
+    witnessed_at: Option<Instant>,
 }
 
 impl Service {
@@ -177,7 +182,7 @@ impl Service {
         Ok(log::checkpoint(&mut *self.inner.db.read().await?).await?)
     }
 
-    /// A tile as it was published; `None` where there is none.
+    /// A tile as it was published, cut from the full one where that has come since; `None` where there is none.
     pub async fn log_tile(&self, tile: Tile) -> Result<Option<Bytes>> {
         if let Some(bytes) = self.inner.storage.read(&tile_key(tile)?, TILE_SIZE_BYTES_MAX).await? {
             return Ok(Some(bytes));
@@ -215,7 +220,12 @@ impl Service {
             return Err(Fork::Older { place: "the database", published: standing_size, leaves: size }.into());
         }
         if published.stored == Some(standing_size) && standing_size == size {
-            return Ok(());
+            return match (row, standing) {
+                (Some(row), Some(standing)) => {
+                    self.ask_witnesses_again(published, row, &standing, &key).await
+                }
+                _ => Ok(()),
+            };
         }
         if published.stored != Some(standing_size) {
             self.store_checkpoint(published, row.map(|row| row.note), &key).await?;
@@ -233,6 +243,8 @@ impl Service {
         let text = checkpoint.encode().map_err(internal)?;
         let signed = Note::sign(text, &key, |text| self.inner.keyring.sign_note(&key_row.key, text))
             .map_err(internal)?;
+        published.witnessed_at = Some(Instant::now());
+        let signed = self.with_cosignatures(signed, &checkpoint).await;
         let new =
             CheckpointRow { size: state.size, note: signed.encode(), signed_at: self.inner.clock.now() };
         let mut tx = self.inner.db.begin(Gate::Around).await?;
@@ -268,6 +280,34 @@ impl Service {
                     self.inner.storage.delete(&key, DELETION_TIME_MAX).await?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Asks those witnesses once more who have not cosigned the checkpoint that stands: with nothing new to publish,
+    /// they would not be asked again.
+    async fn ask_witnesses_again(
+        &self,
+        published: &mut Published,
+        row: CheckpointRow,
+        standing: &Checkpoint,
+        key: &VerifierKey,
+    ) -> Publish<()> {
+        let note = Note::parse(row.note.as_bytes()).map_err(internal)?;
+        let is_due = published.witnessed_at.is_none_or(|asked| asked.elapsed() >= WITNESS_PAUSE);
+        if !is_due || self.inner.watch.missing(&note) == 0 {
+            return Ok(());
+        }
+        published.witnessed_at = Some(Instant::now());
+        let note = self.with_cosignatures(note, standing).await.encode();
+        if note == row.note {
+            return Ok(());
+        }
+        let mut tx = self.inner.db.begin(Gate::Around).await?;
+        let new = CheckpointRow { note: note.clone(), ..row };
+        if log::replace_checkpoint(&mut tx, new.size, &new).await? {
+            tx.commit().await?;
+            self.store_checkpoint(published, Some(note), key).await?;
         }
         Ok(())
     }

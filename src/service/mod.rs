@@ -43,6 +43,7 @@ mod tokens;
 mod uploads;
 mod upstreams;
 mod vault;
+mod witnessing;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -99,6 +100,7 @@ use crate::storage::{ObjectKey, Storage};
 use crate::time::{Clock, Timestamp};
 use crate::upstream::Upstreams;
 use crate::vault::{Keyring, random};
+use crate::witness::Witness;
 use admission::Admission;
 use auth::LiveTokens;
 use log_publisher::LogHealth;
@@ -107,6 +109,7 @@ use memory::Memory;
 use rate::RateLimiter;
 use release::Finishing;
 use vault::Door;
+use witnessing::Watch;
 
 /// What every operation answers.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -132,6 +135,7 @@ struct Inner {
     tokens: LiveTokens,
     door: Door,
     log_health: LogHealth,
+    watch: Watch,
     /// Tries of claims, passphrases and reports, by address.
     secret_tries: RateLimiter,
     /// Denials written down, by address.
@@ -168,6 +172,8 @@ pub struct OpenSettings {
     pub clock: Clock,
     pub limits: Limits,
     pub vault: VaultSettings,
+    /// Who is asked to cosign the log's checkpoints.
+    pub witnesses: Vec<Witness>,
     /// Tries of secrets from one address in a minute.
     pub rate_per_minute: u16,
 }
@@ -179,7 +185,7 @@ impl Service {
     /// Answers with what a first start has to show, once. Fails on a bucket of another cluster. A vault that
     /// does not open is no failure: the service is sealed then, and says why in the log.
     pub async fn open(settings: OpenSettings) -> Result<(Self, Option<FirstStart>)> {
-        let OpenSettings { db, storage, clock, limits, vault, rate_per_minute } = settings;
+        let OpenSettings { db, storage, clock, limits, vault, witnesses, rate_per_minute } = settings;
         let cluster_id = setup::cluster_id(&db, &clock).await?;
         storage.claim_cluster(&cluster_id).await?;
         let token_keys = auth::token_keys(&mut *db.read().await?, &cluster_id).await?;
@@ -196,6 +202,7 @@ impl Service {
             tokens: LiveTokens::new(token_keys),
             door: Door::new(vault),
             log_health: LogHealth::default(),
+            watch: Watch::new(witnesses).map_err(|error| Error::Internal(error.into()))?,
             secret_tries: RateLimiter::per_minute(rate_per_minute),
             denials: RateLimiter::per_minute(DENIALS_PER_MINUTE),
             keyring: Keyring::sealed(),

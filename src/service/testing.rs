@@ -46,6 +46,7 @@ async fn open_on(
         clock: clock.clone(),
         limits: limits(),
         vault,
+        witnesses: Vec::new(),
         rate_per_minute: 10,
     };
     Service::open(settings).await.unwrap()

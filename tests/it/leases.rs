@@ -172,6 +172,7 @@ async fn open(site: &Site, chaos: &Chaos, clock: &Clock) -> (Service, Option<Str
         clock: clock.clone(),
         limits: limits(&config).unwrap(),
         vault: VaultSettings { default_key_file: config.key_file_default(), ..VaultSettings::default() },
+        witnesses: Vec::new(),
         rate_per_minute: 10,
     };
     let (service, first) = Service::open(settings).await.unwrap();

@@ -43,3 +43,4 @@ mod upstreams;
 mod use_cache;
 mod watch;
 mod watch_exec;
+mod witnesses;

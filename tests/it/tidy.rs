@@ -23,8 +23,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("vault", &["nix"]),
     ("storage", &["nix"]),
     ("upstream", &["nix"]),
+    ("witness", &["tlog"]),
     ("db", &["nix", "time", "access", "vault"]),
-    ("service", &["nix", "tlog", "time", "access", "vault", "storage", "db", "upstream"]),
+    ("service", &["nix", "tlog", "time", "access", "vault", "storage", "db", "upstream", "witness"]),
     ("http", &["service", "access", "api", "nix", "time"]),
     ("web", &["service", "access"]),
 ];
