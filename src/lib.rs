@@ -17,11 +17,12 @@
 //! | [`client`] | typed calls over [`api`], login state, pushing ([`client::push`]), the texts of nix.conf and netrc | `api nix tlog` |
 //! | [`watch`] | what is new in the local store, queued and pushed | `client queue nix time` |
 //! | [`queue`] | what waits to be pushed from this machine: a SQLite file of the client's | `nix time` |
-//! | [`service`] | what a caller can ask for | `nix tlog time access vault storage db upstream webhook` |
+//! | [`service`] | what a caller can ask for | `nix tlog time access vault storage db upstream webhook witness` |
 //! | [`db`] | rows; the server's only SQL text; SQLite and Postgres from one text; reads a Nix client's memory too | `nix time access`, sealed types of `vault` |
 //! | [`storage`] | objects in a folder or in S3; the only code that spells an object's path | `nix` |
 //! | [`upstream`] | other binary caches, asked over the network whether they hold a path | `nix` |
 //! | [`webhook`] | messages to servers that an admin chose: where they may go, and how they are sent | – |
+//! | [`witness`] | others who cosign the log's checkpoints, asked over the network | `tlog` |
 //! | [`vault`] | the only code that sees a private key in clear | `nix` |
 //! | [`access`] | who may do what, as plain values: caller, action, scope, token | `time` |
 //! | [`api`] | the JSON of `/api/v1` | `nix tlog` |
@@ -104,6 +105,7 @@ pub mod vault;
 pub mod watch;
 pub mod web;
 pub mod webhook;
+pub mod witness;
 
 #[cfg(test)]
 mod fuzz;

@@ -270,6 +270,16 @@ pub struct ContributorKeyAdd {
     pub public_key: String,
 }
 
+/// What was erased of a contributor.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ContributorErased {
+    /// What they are called from now on.
+    pub name: String,
+    pub audit_rows: u64,
+    /// Private particulars of leaves of the signature log, whose commitments stay.
+    pub log_details: u64,
+}
+
 // --- tokens ---
 
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -447,6 +457,8 @@ pub struct PathView {
     pub evidence: Vec<EvidenceView>,
     /// Other claims for this path that were refused, by whom.
     pub conflicts: Vec<ConflictView>,
+    /// What the signature log has about it, oldest first.
+    pub history: Vec<PathActView>,
     /// Store paths found in the NAR, published here, and not claimed as references.
     pub undeclared_references: Vec<String>,
     /// Claimed references whose hash does not occur in the NAR.
@@ -481,6 +493,33 @@ pub struct EvidenceView {
     pub void: bool,
 }
 
+/// One act, as the leaf of the log at `log_index` has it.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct PathActView {
+    pub log_index: u64,
+    /// Such as `sign`, `conflict` or `delete`.
+    pub event: String,
+    pub at: String,
+    /// The key that signed, where one did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// The contributor's name and id, and the token's id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contributor: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contributor_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_id: Option<String>,
+    /// Where the call came from. For admins, and gone once the contributor is erased.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
+    /// For admins, where one was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ConflictView {
     pub contributor: String,
@@ -504,6 +543,39 @@ pub struct PathDeleted {
     pub file_shared_with: Vec<String>,
     /// Published paths that refer to the deleted one.
     pub referrers: Vec<String>,
+}
+
+// --- signature log ---
+
+/// Which leaves are to be opened.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct LogOpeningsQuery {
+    /// The first leaf, from 0.
+    pub first: u64,
+    /// How many leaves from there on, 1 to 1000; 1000 unless told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+}
+
+/// What stands behind the commitments of leaves, as far as the token may know.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct LogOpenings {
+    pub items: Vec<LogOpeningView>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct LogOpeningView {
+    /// The leaf's place in the log.
+    pub index: u64,
+    /// 16 bytes in base64.
+    pub salt: String,
+    /// The lines, each with its line feed: what the commitment is to, after the salt.
+    pub lines: String,
+    /// The references, separated by spaces, where the lines have only the digest of the list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub references: Option<String>,
 }
 
 // --- audit ---

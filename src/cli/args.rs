@@ -3,6 +3,7 @@
 //! Never touches the network, the disk or the clock.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};

@@ -1,18 +1,56 @@
-//! `narvault audit`: who did what, refusals included.
+//! `narvault audit`: who did what, refusals included, and whether the rows that say so are those that the log commits to.
+//!
+//! Never shows more than the server does.
 
 use clap::{Args, Subcommand};
 
-use super::Context;
+use serde::Serialize;
+
 use super::args::{ListArgs, OrderArg, Since};
-use super::failure::Failure;
+use super::failure::{Exit, Failure};
 use super::list::print_list;
-use super::text::moment;
+use super::log::place::{LogPlace, Trust};
+use super::log::reader::{LogReader, contradiction};
+use super::text::{Fields, moment};
+use super::{Context, serve, server, storage};
 use crate::api::{AuditQuery, AuditView};
+use crate::config::{Config, Flags};
+use crate::service::{AuditCheck, Call, Service};
+use crate::tlog::leaf::{Event, Leaf};
+use crate::tlog::policy::Policy;
+use crate::tlog::tile::TILE_WIDTH;
 
 #[derive(Debug, Subcommand)]
 pub enum AuditCommand {
     /// List the newest entries, newest first unless told
     List(AuditListArgs),
+    /// Hold the entries against the signature log, on the server's own host
+    Verify(AuditVerifyArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  narvault audit verify --data /var/lib/narvault")]
+pub struct AuditVerifyArgs {
+    #[command(flatten)]
+    host: HostArgs,
+    /// A mirror of the log, to hold the entries against instead of the server's own
+    #[arg(long, value_name = "URL|FOLDER")]
+    log: Option<String>,
+    #[command(flatten)]
+    trust: Trust,
+}
+
+/// What came of it.
+#[derive(Serialize)]
+struct AuditVerified {
+    /// Commitments of the log that hold, the rows under them, and those of these that were erased.
+    commitments: u64,
+    rows: u64,
+    erased: u64,
+    /// Rows of the hour that has not ended.
+    waiting: u64,
+    findings: Vec<String>,
+    finding_count: u64,
 }
 
 #[derive(Debug, Args)]
@@ -38,7 +76,80 @@ pub struct AuditListArgs {
 }
 
 pub async fn run(command: AuditCommand, context: &Context) -> Result<(), Failure> {
-    let AuditCommand::List(args) = command;
+    match command {
+        AuditCommand::List(args) => list(args, context).await,
+        AuditCommand::Verify(args) => verify(args, context).await,
+    }
+}
+
+async fn verify(args: AuditVerifyArgs, context: &Context) -> Result<(), Failure> {
+    let (config, service) = args.host.open(context).await?;
+    let checked = check(&service, &config, args.log.as_deref(), &args.trust, context).await;
+    service.shut_down().await;
+    let checked = checked?;
+    let answer = AuditVerified {
+        commitments: checked.commits,
+        rows: checked.rows,
+        erased: checked.erased,
+        waiting: checked.waiting,
+        findings: checked.findings,
+        finding_count: checked.finding_count,
+    };
+    context.printer.answer(&answer, |answer| {
+        Fields::default()
+            .with("commitments that hold", answer.commitments)
+            .with("rows under them", answer.rows)
+            .with("of these erased", answer.erased)
+            .with("not yet committed to", answer.waiting)
+            .with_all("findings", answer.findings.clone())
+            .text()
+    })?;
+    if answer.finding_count == 0 {
+        return Ok(());
+    }
+    let what =
+        format!("the audit rows are not those that the log commits to, in {} places", answer.finding_count);
+    Err(Failure::new(Exit::Refused, what).hint("find out who can write to the database"))
+}
+
+/// Gathers the log's commitments to audit rows, and has the service hold its rows against them.
+async fn check(
+    service: &Service,
+    config: &Config,
+    log: Option<&str>,
+    trust: &Trust,
+    context: &Context,
+) -> Result<AuditCheck, Failure> {
+    let failed = |error: crate::service::Error| told(error);
+    let place = match log {
+        Some(text) => LogPlace::open(Some(text), context).await?,
+        None => LogPlace::Bucket(server::open_storage(config).await.map_err(told)?),
+    };
+    let policy = if log.is_some() || trust.is_given() {
+        place.policy(trust).await?
+    } else {
+        Policy::of_log(service.log_verifier_key().await.map_err(failed)?)
+    };
+    let (checkpoint, _) = place.checkpoint(&policy).await?;
+    let mut reader = LogReader::open(&place, &checkpoint).await?.map_err(contradiction)?;
+    let (mut leaves, mut next) = (Vec::new(), 0);
+    while next < reader.bundles() {
+        let fetched = reader.fetch_bundles(next).await?;
+        next = fetched.end;
+        for bundle in fetched {
+            let entries = reader.entries(bundle).map_err(contradiction)?;
+            for (index, entry) in (bundle * u64::from(TILE_WIDTH)..).zip(entries) {
+                let leaf = Leaf::parse(&entry);
+                if leaf.is_ok_and(|leaf| leaf.event == Event::AuditCommit) {
+                    leaves.push((index, String::from_utf8_lossy(&entry).into_owned()));
+                }
+            }
+        }
+    }
+    service.verify_audit(&Call::host(), &leaves, checkpoint.size).await.map_err(failed)
+}
+
+async fn list(args: AuditListArgs, context: &Context) -> Result<(), Failure> {
     let client = context.client()?;
     let since = args.since.map(|since| since.rfc3339(context.clock.now()));
     // Who looks here wants to know what has just happened.

@@ -4,6 +4,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::Context;
 use super::args::{ListArgs, Since};
+use super::ask::{self, Unattended};
 use super::failure::Failure;
 use super::list::print_list;
 use super::takedown::{self, QuarantineHow, RestoreHow};
@@ -28,6 +29,8 @@ pub enum ContributorCommand {
     Quarantine(QuarantineArgs),
     /// Undo `quarantine`, but for the tokens
     Restore(RestoreArgs),
+    /// Forget who a suspended contributor is, for good; what they pushed stays
+    Erase(EraseArgs),
     /// Public keys whose signatures count as the contributor's
     #[command(subcommand)]
     Key(ContributorKeyCommand),
@@ -110,6 +113,16 @@ pub struct RestoreArgs {
     how: RestoreHow,
 }
 
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  narvault contributor erase alice --yes")]
+pub struct EraseArgs {
+    /// The contributor's name
+    name: String,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum ContributorKeyCommand {
     /// Register a public key
@@ -188,6 +201,7 @@ pub async fn run(command: ContributorCommand, context: &Context) -> Result<(), F
             let client = context.client()?;
             takedown::restore(context, how, async |body| client.contributor_restore(&name, body).await).await
         }
+        ContributorCommand::Erase(args) => erase(args, context).await,
         ContributorCommand::Key(ContributorKeyCommand::Add(args)) => {
             let body = ContributorKeyAdd { public_key: args.public_key };
             let contributor = context.client()?.contributor_key_add(&args.name, &body).await?;
@@ -232,6 +246,19 @@ async fn list(args: ContributorListArgs, context: &Context) -> Result<(), Failur
 async fn edit(name: &str, body: ContributorEdit, context: &Context) -> Result<(), Failure> {
     let contributor = context.client()?.contributor_edit(name, &body).await?;
     context.printer.answer(&contributor, fields)
+}
+
+async fn erase(args: EraseArgs, context: &Context) -> Result<(), Failure> {
+    let question = format!("Erase the name, the addresses and the notes of {}, for good?", args.name);
+    ask::confirm(&question, args.yes, Unattended::Refuse)?;
+    let erased = context.client()?.contributor_erase(&args.name).await?;
+    context.printer.answer(&erased, |erased| {
+        Fields::default()
+            .with("called from now on", &erased.name)
+            .with("audit rows", erased.audit_rows)
+            .with("particulars of leaves", erased.log_details)
+            .text()
+    })
 }
 
 fn kind(contributor: &ContributorView) -> &'static str {

@@ -2,41 +2,40 @@
 //!
 //! Never believes a server about its log, but for the key where none is given.
 
-use std::collections::BTreeMap;
+mod audit;
+mod follow;
+mod mirror;
+pub(super) mod place;
+pub(super) mod reader;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
+use self::place::{LogPlace, Trust};
+use self::reader::{LogReader, contradiction};
 use super::Context;
 use super::args::PathArg;
 use super::failure::{Exit, Failure};
 use super::text::Fields;
 use crate::api::PathProofQuery;
-use crate::client::{Client, Error as ClientError};
-use crate::tlog::bundle;
-use crate::tlog::checkpoint::Checkpoint;
 use crate::tlog::frontier::Frontier;
 use crate::tlog::hash::NodeHash;
-use crate::tlog::tile::{TILE_WIDTH, Tile, TileKind};
-use crate::tlog::tile_reader::TileReader;
-use crate::tlog::tree::Node;
-use crate::tlog::verifier_key::VerifierKey;
+use crate::tlog::tile::TILE_WIDTH;
 
 #[derive(Debug, Subcommand)]
 pub enum LogCommand {
     /// Show one leaf: who caused a signature, with which token, when
     Show(ShowArgs),
+    /// Show new leaves as they come
+    Follow(follow::FollowArgs),
     /// Print the proof that a path's signature is in the log, for `narvault verify`
     Proof(ProofArgs),
     /// Read the whole log and recompute its root
     Verify(VerifyArgs),
-}
-
-#[derive(Debug, Args)]
-pub struct LogKey {
-    /// The log's public key, `name+hash+base64`; without it the server is believed about it
-    #[arg(long, value_name = "KEY")]
-    log_key: Option<VerifierKey>,
+    /// Check every signature of the log, and by which right it was made
+    Audit(audit::AuditArgs),
+    /// Copy the log into a folder, and notice when the server's is not its continuation
+    Mirror(mirror::MirrorArgs),
 }
 
 #[derive(Debug, Args)]
@@ -44,8 +43,11 @@ pub struct LogKey {
 pub struct ShowArgs {
     /// The leaf's place in the log, from 0
     index: u64,
+    /// A server, a mirror's address or folder, or a bucket [default: the server in use]
+    #[arg(long, value_name = "URL|FOLDER")]
+    from: Option<String>,
     #[command(flatten)]
-    key: LogKey,
+    trust: Trust,
 }
 
 #[derive(Debug, Args)]
@@ -65,20 +67,25 @@ pub struct ProofArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  narvault log verify")]
 pub struct VerifyArgs {
+    /// A server, a mirror's address or folder, or a bucket [default: the server in use]
+    #[arg(value_name = "URL|FOLDER")]
+    from: Option<String>,
     #[command(flatten)]
-    key: LogKey,
+    trust: Trust,
 }
 
 pub async fn run(command: LogCommand, context: &Context) -> Result<(), Failure> {
-    let client = context.client()?;
     match command {
-        LogCommand::Show(args) => show(args, context, &client).await,
+        LogCommand::Show(args) => show(args, context).await,
+        LogCommand::Follow(args) => follow::follow(args, context).await,
         LogCommand::Proof(args) => {
             let query = PathProofQuery { key: args.key };
-            let proof = client.path_proof(&args.cache, args.path.0.as_str(), &query).await?;
+            let proof = context.client()?.path_proof(&args.cache, args.path.0.as_str(), &query).await?;
             context.printer.data(&String::from_utf8_lossy(&proof))
         }
-        LogCommand::Verify(args) => verify(args, context, &client).await,
+        LogCommand::Verify(args) => verify(args, context).await,
+        LogCommand::Audit(args) => audit::audit(args, context).await,
+        LogCommand::Mirror(args) => mirror::mirror(args, context).await,
     }
 }
 
@@ -91,24 +98,17 @@ struct LeafAnswer {
     size: u64,
 }
 
-async fn show(args: ShowArgs, context: &Context, client: &Client) -> Result<(), Failure> {
-    let checkpoint = checkpoint(client, args.key).await?;
+async fn show(args: ShowArgs, context: &Context) -> Result<(), Failure> {
+    let place = LogPlace::open(args.from.as_deref(), context).await?;
+    let (checkpoint, _) = place.checkpoint(&place.policy(&args.trust).await?).await?;
     if args.index >= checkpoint.size {
         let what = format!("the log has no leaf {} yet; it has {}", args.index, checkpoint.size);
         return Err(Failure::new(Exit::Failure, what).hint("leaves are counted from 0"));
     }
-    let mut tiles = Tile::needed(&[Node::leaf(args.index)], checkpoint.size);
+    let mut reader = LogReader::open(&place, &checkpoint).await?.map_err(contradiction)?;
     let bundle = args.index / u64::from(TILE_WIDTH);
-    tiles.extend(Tile::in_tree(TileKind::Entries, bundle, checkpoint.size));
-    let mut fetched = BTreeMap::new();
-    for tile in tiles {
-        fetched.insert(tile, client.log_tile(tile).await?);
-    }
-    let entries = TileReader::open(checkpoint.size, checkpoint.root, |tile| {
-        fetched.get(&tile).cloned().ok_or(std::io::Error::from(std::io::ErrorKind::NotFound))
-    })
-    .and_then(|mut reader| reader.entries(bundle))
-    .map_err(|error| Failure::caused("the log contradicts its checkpoint".into(), error))?;
+    reader.fetch_bundles(bundle).await?;
+    let entries = reader.entries(bundle).map_err(contradiction)?;
     let leaf = entries.into_iter().nth((args.index % u64::from(TILE_WIDTH)) as usize).unwrap_or_default();
     let answer = LeafAnswer {
         index: args.index,
@@ -129,20 +129,24 @@ struct LogAnswer {
     root: String,
 }
 
-async fn verify(args: VerifyArgs, context: &Context, client: &Client) -> Result<(), Failure> {
-    let checkpoint = checkpoint(client, args.key).await?;
+async fn verify(args: VerifyArgs, context: &Context) -> Result<(), Failure> {
+    let place = LogPlace::open(args.from.as_deref(), context).await?;
+    let (checkpoint, _) = place.checkpoint(&place.policy(&args.trust).await?).await?;
+    let mut reader = LogReader::open(&place, &checkpoint).await?.map_err(contradiction)?;
     let mut frontier = Frontier::new();
-    for index in 0..checkpoint.size.div_ceil(u64::from(TILE_WIDTH)) {
-        let Some(tile) = Tile::in_tree(TileKind::Entries, index, checkpoint.size) else { break };
-        let bytes = client.log_tile(tile).await?;
-        let entries = bundle::decode(&bytes, tile.width())
-            .map_err(|error| Failure::caused(format!("the log's `{tile}` is malformed"), error))?;
-        entries.into_iter().for_each(|entry| frontier.push(NodeHash::leaf(entry)));
+    let mut next = 0;
+    while next < reader.bundles() {
+        let fetched = reader.fetch_bundles(next).await?;
+        next = fetched.end;
+        for bundle in fetched {
+            let entries = reader.entries(bundle).map_err(contradiction)?;
+            entries.iter().for_each(|entry| frontier.push(NodeHash::leaf(entry)));
+        }
     }
     if frontier.root() != checkpoint.root {
         let what = "the log's leaves do not make the root that its key signed";
         return Err(
-            Failure::new(Exit::Failure, what).hint("keep this checkpoint, and ask whoever runs the server")
+            Failure::new(Exit::Refused, what).hint("keep this checkpoint, and ask whoever runs the server")
         );
     }
     let answer =
@@ -155,24 +159,4 @@ async fn verify(args: VerifyArgs, context: &Context, client: &Client) -> Result<
             .with("verified", "every leaf")
             .text()
     })
-}
-
-/// The newest checkpoint, signed by the log.
-async fn checkpoint(client: &Client, key: LogKey) -> Result<Checkpoint, Failure> {
-    let key = match key.log_key {
-        Some(key) => key,
-        None => server_key(client).await?,
-    };
-    let bytes = client.log_checkpoint().await?;
-    let opened = Checkpoint::open(&bytes, &key);
-    opened
-        .map(|(checkpoint, _)| checkpoint)
-        .map_err(|error| Failure::caused("the server's checkpoint is not believed".into(), error))
-}
-
-async fn server_key(client: &Client) -> Result<VerifierKey, Failure> {
-    let text = client.log_key().await.map_err(|error: ClientError| Failure::from(error))?;
-    let text = String::from_utf8_lossy(&text);
-    let key = text.trim_end_matches('\n').parse();
-    key.map_err(|error| Failure::caused("the server's log key is malformed".into(), error))
 }

@@ -46,6 +46,7 @@ mod verify;
 mod watch_exec;
 mod watch_store;
 mod webhook;
+mod who;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -128,6 +129,8 @@ pub enum Command {
     /// What was taken down, by whose word, and what came back
     #[command(subcommand)]
     Quarantine(quarantine::QuarantineCommand),
+    /// Who signed a path, with which token, from where
+    Who(who::WhoArgs),
     /// Queue what Nix builds, and push it in the background
     Hook(hook::HookArgs),
     /// Push every path that becomes valid in the local store
@@ -206,6 +209,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Unuse(args) => use_cache::unuse_cache(args, &context).await,
         Command::Path(command) => path::run(command, &context).await,
         Command::Quarantine(command) => quarantine::run(command, &context).await,
+        Command::Who(args) => who::run(args, &context).await,
         Command::Hook(args) => hook::run(args, &context).await,
         Command::WatchStore(args) => watch_store::run(args, &context).await,
         Command::WatchExec(args) => watch_exec::run(args, &context).await,

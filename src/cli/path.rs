@@ -10,7 +10,7 @@ use super::failure::{Exit, Failure};
 use super::list::print_list;
 use super::takedown::{self, QuarantineHow, RestoreHow};
 use super::text::{Fields, moment, plain, size};
-use crate::api::{PathDelete, PathDeleted, PathQuery, PathSummary, PathView};
+use crate::api::{PathActView, PathDelete, PathDeleted, PathQuery, PathSummary, PathView};
 use crate::client::{Client, Error as ClientError};
 
 #[derive(Debug, Subcommand)]
@@ -203,6 +203,23 @@ fn deleted_text(deleted: &PathDeleted) -> String {
         .text()
 }
 
+/// What one leaf tells of the path.
+fn act(act: &PathActView) -> String {
+    let mut text = format!("leaf {}: {} at {}", act.log_index, act.event, moment(&act.at));
+    let by = act.contributor.as_ref().or(act.contributor_id.as_ref());
+    for (word, part) in [
+        ("by", by),
+        ("with token", act.token_id.as_ref()),
+        ("key", act.key.as_ref()),
+        ("from", act.address.as_ref()),
+        ("client", act.client.as_ref()),
+        ("because", act.reason.as_ref()),
+    ] {
+        text.extend(part.map(|part| format!(", {word} {part}")));
+    }
+    text
+}
+
 fn fields(path: &PathView) -> String {
     let signatures = path.signatures.iter().map(|signature| match signature.log_index {
         Some(index) => format!("{} (log index {index})", signature.key),
@@ -213,6 +230,7 @@ fn fields(path: &PathView) -> String {
         let token = evidence.token_id.as_ref().map(|id| format!(", token {id}")).unwrap_or_default();
         format!("{} {} at {}{token}{void}", evidence.kind, evidence.source, moment(&evidence.at))
     });
+    let history = path.history.iter().map(act);
     let conflicts = path.conflicts.iter().map(|conflict| {
         format!(
             "{} claimed {} at {}, token {}",
@@ -235,6 +253,7 @@ fn fields(path: &PathView) -> String {
         .with_all("signatures", signatures)
         .with_all("evidence", evidence)
         .with_all("conflicts", conflicts)
+        .with_all("history", history)
         .with_all("undeclared references", path.undeclared_references.clone())
         .with_all("unfound references", path.unfound_references.clone())
         .with("published", moment(&path.published_at))

@@ -10,7 +10,7 @@ use secrecy::ExposeSecret as _;
 use url::Url;
 use uuid::Uuid;
 
-use crate::config::{self, Config, DatabaseUrl, Deliver, StorageUrl};
+use crate::config::{self, Config, DatabaseUrl, Deliver, S3Location, StorageUrl};
 use crate::db::{Db, DbSettings};
 use crate::http::{self, App, HttpSettings, RunningServer};
 use crate::nix::nar::NarLimits;
@@ -73,6 +73,7 @@ pub async fn open_service(config: &Config, clock: Clock) -> anyhow::Result<(Serv
             private: config.webhooks.allow_private,
             http: config.webhooks.allow_http,
         },
+        witnesses: config.signature_log.witnesses.clone(),
         rate_per_minute: config.limits.rate_per_minute.try_into()?,
     };
     Service::open(settings).await.context("cannot open the service")
@@ -83,11 +84,7 @@ pub async fn open_storage(config: &Config) -> anyhow::Result<Storage> {
     let settings = match &config.storage.url {
         StorageUrl::Disk { path } => storage::Settings::Disk(DiskSettings { root: path.clone() }),
         StorageUrl::S3(location) => {
-            let region = location.region.clone().unwrap_or_else(|| DEFAULT_REGION.to_owned());
-            let mut settings = S3Settings::new(&location.bucket, region);
-            settings.prefix = location.prefix.parse()?;
-            settings.endpoint = location.endpoint.as_deref().map(Url::parse).transpose()?;
-            settings.path_style = location.path_style;
+            let mut settings = s3_settings(location)?;
             settings.object_size_bytes_max = config.limits.nar_size_bytes.0;
             settings.patience = patience(&config.storage)?;
             storage::Settings::S3(Box::new(settings))
@@ -95,6 +92,21 @@ pub async fn open_storage(config: &Config) -> anyhow::Result<Storage> {
     };
     let instance = Uuid::from_bytes(random::bytes());
     Storage::open(settings, instance).await.context("cannot open the storage")
+}
+
+/// Opens a bucket that no configuration is about, to read from it.
+pub async fn open_bucket(location: &S3Location) -> anyhow::Result<Storage> {
+    let settings = storage::Settings::S3(Box::new(s3_settings(location)?));
+    Storage::open(settings, Uuid::from_bytes(random::bytes())).await.context("cannot open the storage")
+}
+
+fn s3_settings(location: &S3Location) -> anyhow::Result<S3Settings> {
+    let region = location.region.clone().unwrap_or_else(|| DEFAULT_REGION.to_owned());
+    let mut settings = S3Settings::new(&location.bucket, region);
+    settings.prefix = location.prefix.parse()?;
+    settings.endpoint = location.endpoint.as_deref().map(Url::parse).transpose()?;
+    settings.path_style = location.path_style;
+    Ok(settings)
 }
 
 /// One attempt may take four fifths of the whole time, so that another can follow it.

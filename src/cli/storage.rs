@@ -2,6 +2,8 @@
 //!
 //! Never deletes an object itself: what is to go is asked for in the rows, and a server does it.
 
+mod scrub;
+
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -18,6 +20,8 @@ use crate::service::{Call, OrphanKind, Orphans, Service};
 pub enum StorageCommand {
     /// List objects that no row of the database accounts for
     Orphans(OrphansArgs),
+    /// Hold narinfos, rows and the signature log against each other
+    Scrub(scrub::ScrubArgs),
 }
 
 #[derive(Debug, Args)]
@@ -54,6 +58,7 @@ struct ListedObject {
 pub async fn run(command: StorageCommand, context: &Context) -> Result<(), Failure> {
     match command {
         StorageCommand::Orphans(args) => orphans(args, context).await,
+        StorageCommand::Scrub(args) => scrub::scrub(args, context).await,
     }
 }
 

@@ -14,17 +14,9 @@ use super::error::Error;
 use super::http::Client;
 use crate::api::{
     AuditQuery, AuditView, BATCH_MEDIA_TYPE, CacheCreate, CacheDeleteQuery, CacheEdit, CacheView,
-    ClaimRequest, ContributorCreate, ContributorEdit, ContributorKeyAdd, ContributorView, DeliveryQuery,
-    DeliveryView, JwkSet, KeyCreate, KeyView, MissingAnswer, MissingRequest, NarsStored, Page, PageQuery,
-    PartUrl, PartUrlRequest, PathDelete, PathDeleted, PathProofQuery, PathQuery, PathSummary, PathView,
-    PublishAnswer, PublishRequest, QuarantineCreate, QuarantineOutcome, QuarantineQuery, QuarantineView,
-    RestoreCreate, RestoreOutcome, RevokeRequest, Revoked, SlotCreate, SlotView, StoredAnswer, StoredRequest,
-    TokenCreate, TokenIssued, TokenQuery, TokenRenew, TokenReport, TokenView, UnsealRequest, UploadComplete,
-    UploadOpen, UploadPart, UploadView, VaultView, VersionView, WebhookCreate, WebhookCreated, WebhookEdit,
-    WebhookView, Whoami, WithdrawalView, WithdrawnPath, WithdrawnQuery,
+    ClaimRequest, ContributorCreate, ContributorEdit, ContributorErased, ContributorKeyAdd, ContributorView, DeliveryQuery, DeliveryView, JwkSet, KeyCreate, KeyView, LogOpenings, LogOpeningsQuery, MissingAnswer, MissingRequest, NarsStored, Page, PageQuery, PartUrl, PartUrlRequest, PathDelete, PathDeleted, PathProofQuery, PathQuery, PathSummary, PathView, PublishAnswer, PublishRequest, QuarantineCreate, QuarantineOutcome, QuarantineQuery, QuarantineView, RestoreCreate, RestoreOutcome, RevokeRequest, Revoked, SlotCreate, SlotView, StoredAnswer, StoredRequest, TokenCreate, TokenIssued, TokenQuery, TokenRenew, TokenReport, TokenView, UnsealRequest, UploadComplete, UploadOpen, UploadPart, UploadView, VaultView, VersionView, WebhookCreate, WebhookCreated, WebhookEdit, WebhookView, Whoami, WithdrawalView, WithdrawnPath, WithdrawnQuery,
 };
 use crate::nix::hash::Sha256Digest;
-use crate::tlog::tile::Tile;
 
 impl Client {
     // --- auth ---
@@ -99,21 +91,31 @@ impl Client {
         self.bytes(request.query(query)).await
     }
 
-    /// The newest checkpoint of the signature log, signed.
-    pub async fn log_checkpoint(&self) -> Result<Vec<u8>, Error> {
-        self.bytes(self.api(Method::GET, &["log", "checkpoint"])?).await
-    }
-
-    /// The key that the server says its log signs with.
-    pub async fn log_key(&self) -> Result<Vec<u8>, Error> {
-        self.bytes(self.api(Method::GET, &["log", "key"])?).await
-    }
-
-    /// A tile of the signature log.
-    pub async fn log_tile(&self, tile: Tile) -> Result<Vec<u8>, Error> {
-        let path = tile.to_string();
+    /// A file of the server's published signature log, such as `checkpoint`; `None` where there is none.
+    pub async fn log_file(&self, path: &str) -> Result<Option<Vec<u8>>, Error> {
         let segments: Vec<&str> = ["log"].into_iter().chain(path.split('/')).collect();
-        self.bytes(self.api(Method::GET, &segments)?).await
+        self.file_or_none(self.api(Method::GET, &segments)?, &[404]).await
+    }
+
+    /// A file below the address of this client, which is any web server's.
+    pub async fn web_file(&self, path: &str) -> Result<Option<Vec<u8>>, Error> {
+        let segments: Vec<&str> = path.split('/').collect();
+        // A bucket that may not be listed does not tell what it does not have.
+        self.file_or_none(self.request(Method::GET, &segments)?, &[403, 404]).await
+    }
+
+    async fn file_or_none(&self, request: RequestBuilder, absent: &[u16]) -> Result<Option<Vec<u8>>, Error> {
+        match self.status_and_bytes(request).await? {
+            (200, bytes) => Ok(Some(bytes)),
+            (status, _) if absent.contains(&status) => Ok(None),
+            (status, _) => Err(Error::Foreign { url: self.url().clone(), status }),
+        }
+    }
+
+    /// What stands behind the commitments of leaves, of caches that the token may pull from.
+    pub async fn log_openings(&self, query: &LogOpeningsQuery) -> Result<LogOpenings, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::GET, &["log", "openings"])?.query(query)).await
     }
 
     // --- contributors ---
@@ -140,6 +142,12 @@ impl Client {
     ) -> Result<ContributorView, Error> {
         self.require_token()?;
         self.answer(self.api(Method::PATCH, &["contributors", name])?.json(body)).await
+    }
+
+    /// Erases what is private of a suspended contributor, for good.
+    pub async fn contributor_erase(&self, name: &str) -> Result<ContributorErased, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["contributors", name, "erase"])?).await
     }
 
     pub async fn contributor_key_add(

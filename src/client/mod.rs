@@ -2,6 +2,7 @@
 //!
 //! Never uses `service` or a database, and never prints: what people see is `cli`'s business.
 
+pub mod audit;
 mod calls;
 mod error;
 mod http;

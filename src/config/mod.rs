@@ -20,7 +20,10 @@ use self::setting::Setting;
 pub use self::setting::{ByteSize, Deliver, LogFormat, ValueError};
 use self::source::Values;
 pub use self::source::{Problem, Problems, Source, environment, variable};
-pub use self::urls::{DatabaseUrl, DatabaseUrlError, PublicUrl, PublicUrlError, StorageUrl, StorageUrlError};
+pub use self::urls::{
+    DatabaseUrl, DatabaseUrlError, PublicUrl, PublicUrlError, S3Location, StorageUrl, StorageUrlError,
+};
+use crate::witness::Witness;
 
 /// Where the file is looked for if no `--config` and no `NARVAULT_CONFIG` names one. It need not be there.
 pub const CONFIG_FILE_DEFAULT: &str = "/etc/narvault/narvault.toml";
@@ -162,6 +165,13 @@ section! {
 }
 
 section! {
+    /// The signature log, and who watches it.
+    SignatureLog, "signature_log.",
+    /// Witnesses that are asked to cosign each checkpoint: `URL KEY`, with the key as `name+hash+base64`.
+    witnesses: Vec<Witness> = "",
+}
+
+section! {
     /// The largest, longest and most of everything.
     Limits, "limits.",
     /// Largest NAR, uncompressed.
@@ -201,6 +211,7 @@ pub struct Config {
     pub uploads: Uploads,
     pub webhooks: Webhooks,
     pub log: Log,
+    pub signature_log: SignatureLog,
     pub limits: Limits,
     sources: BTreeMap<&'static str, Source>,
 }
@@ -236,6 +247,7 @@ pub fn reference() -> Vec<KeyDoc> {
         Uploads::keys(),
         Webhooks::keys(),
         Log::keys(),
+        SignatureLog::keys(),
         Limits::keys(),
     ];
     sections.concat()
@@ -285,6 +297,7 @@ impl Config {
         let uploads = Uploads::read(&values, problems);
         let webhooks = Webhooks::read(&values, problems);
         let log = Log::read(&values, problems);
+        let signature_log = SignatureLog::read(&values, problems);
         let limits = Limits::read(&values, problems);
         Some(Self {
             server: server?,
@@ -295,6 +308,7 @@ impl Config {
             uploads: uploads?,
             webhooks: webhooks?,
             log: log?,
+            signature_log: signature_log?,
             limits: limits?,
             sources: values.into_sources(),
         })
@@ -329,6 +343,7 @@ impl Config {
             self.uploads.shown(),
             self.webhooks.shown(),
             self.log.shown(),
+            self.signature_log.shown(),
             self.limits.shown(),
         ];
         let shown = sections.into_iter().flatten();

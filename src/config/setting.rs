@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use super::urls::{DatabaseUrl, DatabaseUrlError, PublicUrl, PublicUrlError, StorageUrl, StorageUrlError};
+use crate::witness::{ParseWitnessError, Witness};
 
 /// Why a value does not fit its key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -30,6 +31,8 @@ pub enum ValueError {
     Network,
     #[error("holds a NUL character")]
     Path,
+    #[error("holds an entry that is no witness")]
+    Witness(#[from] ParseWitnessError),
     #[error(transparent)]
     Database(#[from] DatabaseUrlError),
     #[error(transparent)]
@@ -151,6 +154,24 @@ impl Setting for Vec<IpNet> {
     fn show(&self) -> String {
         let networks: Vec<String> = self.iter().map(IpNet::to_string).collect();
         networks.join(",")
+    }
+}
+
+impl Setting for Vec<Witness> {
+    const KIND: &'static str = "list of witnesses";
+    const SHAPES: &'static [Shape] = &[Shape::List];
+    const MAY_BE_EMPTY: bool = true;
+
+    fn parse(text: &str) -> Result<Self, ValueError> {
+        if text.is_empty() {
+            return Ok(Self::new());
+        }
+        Ok(text.split(',').map(str::parse).collect::<Result<_, _>>()?)
+    }
+
+    fn show(&self) -> String {
+        let witnesses: Vec<String> = self.iter().map(Witness::to_string).collect();
+        witnesses.join(",")
     }
 }
 

@@ -63,6 +63,7 @@ uploads.direct = false
 webhooks.allow_private = false
 webhooks.allow_http = false
 log.format = text
+signature_log.witnesses = 
 limits.nar_size_bytes = 64 GiB
 limits.narinfo_size_bytes = 1 MiB
 limits.auxiliary_size_bytes = 16 MiB
@@ -97,6 +98,10 @@ fn a_flag_wins_over_a_variable_over_the_file_over_the_default() {
     assert_eq!(effective(&config, "storage.url").0, "file:///variable/storage");
 }
 
+const WITNESSES: &str = "https://w.example \
+    witness.example/one+0347265d+BOo9mw6IeyIgxro8TPPOyBJoNYKZBsaHulvAVtJ3KRnX,\
+    https://x.example witness.example/two+cce0cbf3+BJACaN4qL+f92SqhGnPzdQJPZiM0uIDv7ZeNeUBxyYxS";
+
 #[test]
 fn every_key_is_read_from_the_file_and_from_its_variable() {
     let values = [
@@ -121,6 +126,7 @@ fn every_key_is_read_from_the_file_and_from_its_variable() {
         ("webhooks.allow_private", "true"),
         ("webhooks.allow_http", "true"),
         ("log.format", "json"),
+        ("signature_log.witnesses", WITNESSES),
         ("limits.nar_size_bytes", "2 GiB"),
         ("limits.narinfo_size_bytes", "2 MiB"),
         ("limits.auxiliary_size_bytes", "3 MiB"),
@@ -141,6 +147,7 @@ fn every_key_is_read_from_the_file_and_from_its_variable() {
         .iter()
         .map(|(key, value)| match (*key, *value) {
             ("trusted_proxies", _) => format!("{key} = ['10.0.0.0/8', '::1']\n"),
+            ("signature_log.witnesses", _) => format!("{key} = ['{}']\n", value.replace(',', "', '")),
             (_, "true") => format!("{key} = true\n"),
             (_, digits) if digits.parse::<u64>().is_ok() => format!("{key} = {digits}\n"),
             (_, text) => format!("{key} = '{text}'\n"),
@@ -221,6 +228,10 @@ fn values_of_the_wrong_kind_are_refused_without_being_repeated() {
         ("limits.withdrawn_days = 2026-01-01", "`limits.withdrawn_days` is not written as number"),
         ("limits.nar_size_bytes = true", "`limits.nar_size_bytes` is not written as size"),
         ("nars.deliver = 'hunter2'", "`nars.deliver` is not one of: `proxy` or `redirect`"),
+        (
+            "signature_log.witnesses = ['https://w.example']",
+            "`signature_log.witnesses` holds an entry that is no witness",
+        ),
         ("listen.x = 1", "`listen` is not written as address"),
         (
             "database.url = 'hunter2'",

@@ -3,7 +3,7 @@
 //! Never holds a token, claim or passphrase in any form. Rows are added and read, never changed.
 
 use super::{Connection, PageBounds, Result, corrupt, page_sql};
-use crate::access::{ContributorId, TokenId};
+use crate::access::{ContributorId, ContributorName, TokenId};
 use crate::time::Timestamp;
 
 /// How it ended.
@@ -126,6 +126,46 @@ pub async fn insert(connection: &mut Connection, new: &NewAudit<'_>) -> Result<(
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// Erases what at most `limit` rows say of a contributor: all that is private of what they did, and their name in what
+/// others did. How many rows that were. Salts go too, so that nobody can guess what stood there.
+pub async fn erase(
+    connection: &mut Connection,
+    contributor: ContributorId,
+    name: &ContributorName,
+    now: Timestamp,
+    limit: i64,
+) -> Result<u64> {
+    let result = sqlx::query(
+        "UPDATE audit SET erased_at = $4, salt = NULL, detail = '{}', \
+         address = CASE WHEN contributor_id = $1 THEN NULL ELSE address END, \
+         client = CASE WHEN contributor_id = $1 THEN NULL ELSE client END, \
+         request_id = CASE WHEN contributor_id = $1 THEN NULL ELSE request_id END, \
+         subject = CASE WHEN subject = $2 THEN $1 ELSE subject END \
+         WHERE id IN (SELECT id FROM audit WHERE erased_at IS NULL \
+         AND (contributor_id = $1 OR subject = $2 OR detail LIKE $3 ESCAPE '!') LIMIT $5)",
+    )
+    .bind(contributor.to_string())
+    .bind(name.as_str())
+    .bind(containing_string(name.as_str()))
+    .bind(now.0)
+    .bind(limit)
+    .execute(connection)
+    .await?;
+    Ok(result.rows_affected())
+}
+
+/// A pattern for `LIKE … ESCAPE '!'` that finds JSON with this string in it.
+pub(super) fn containing_string(text: &str) -> String {
+    let mut pattern = "%\"".to_owned();
+    for character in text.chars() {
+        if "!%_".contains(character) {
+            pattern.push('!');
+        }
+        pattern.push(character);
+    }
+    pattern + "\"%"
 }
 
 /// A page of rows, by age.

@@ -143,6 +143,39 @@ pub async fn set_suspended(
     Ok(result.rows_affected() == 1)
 }
 
+/// Marks a suspended contributor as erased, for good, and takes them out of their group. False: they are erased.
+pub async fn mark_erased(connection: &mut Connection, id: ContributorId, now: Timestamp) -> Result<bool> {
+    let result = sqlx::query(
+        "UPDATE contributors SET erased_at = $2, group_name = NULL \
+         WHERE id = $1 AND suspended_at IS NOT NULL AND erased_at IS NULL",
+    )
+    .bind(id.to_string())
+    .bind(now.0)
+    .execute(connection)
+    .await?;
+    Ok(result.rows_affected() == 1)
+}
+
+/// Whether a contributor was erased.
+pub async fn is_erased(connection: &mut Connection, id: ContributorId) -> Result<bool> {
+    let row: Option<(String,)> =
+        sqlx::query_as("SELECT id FROM contributors WHERE id = $1 AND erased_at IS NOT NULL")
+            .bind(id.to_string())
+            .fetch_optional(connection)
+            .await?;
+    Ok(row.is_some())
+}
+
+/// Gives an erased contributor the name that is no person's.
+pub async fn rename(connection: &mut Connection, id: ContributorId, name: &ContributorName) -> Result<()> {
+    let result = sqlx::query("UPDATE contributors SET name = $2 WHERE id = $1 AND erased_at IS NOT NULL")
+        .bind(id.to_string())
+        .bind(name.as_str())
+        .execute(connection)
+        .await?;
+    one_row("contributors", result.rows_affected())
+}
+
 /// Puts a contributor into a group.
 pub async fn set_group(connection: &mut Connection, id: ContributorId, group: &GroupName) -> Result<()> {
     let result = sqlx::query("UPDATE contributors SET group_name = $2 WHERE id = $1")

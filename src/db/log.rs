@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::dialect::{Dialect, with_json_rows};
 use super::{Connection, Result, corrupt, one_row};
+use crate::access::{ContributorId, ContributorName};
 use crate::nix::hash::Sha256Digest;
 use crate::time::Timestamp;
 
@@ -230,6 +231,75 @@ pub async fn opening(
     Ok(Some((salt, text)))
 }
 
+/// Index, salt and text of every opening of `part` among the `count` leaves from `first` on, in order.
+pub async fn openings(
+    connection: &mut Connection,
+    part: &str,
+    first: i64,
+    count: i64,
+) -> Result<Vec<(i64, [u8; 16], String)>> {
+    let rows: Vec<(i64, Vec<u8>, String)> = sqlx::query_as(
+        "SELECT idx, salt, text FROM log_openings WHERE idx >= $1 AND idx < $2 AND part = $3 ORDER BY idx ASC",
+    )
+    .bind(first)
+    .bind(first.saturating_add(count))
+    .bind(part)
+    .fetch_all(connection)
+    .await?;
+    let read = |(index, salt, text): (i64, Vec<u8>, String)| {
+        let salt = salt.try_into().map_err(|_| corrupt("log_openings", "salt", &index.to_string()))?;
+        Ok((index, salt, text))
+    };
+    rows.into_iter().map(read).collect()
+}
+
+/// A leaf about a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathLeafRow {
+    pub index: i64,
+    pub leaf: String,
+    /// The opening of its `detail`; `None` once it was erased.
+    pub detail: Option<String>,
+}
+
+/// The leaves about a path, at most `limit`, in order.
+pub async fn of_path(connection: &mut Connection, path_id: &str, limit: i64) -> Result<Vec<PathLeafRow>> {
+    let rows: Vec<(i64, String, Option<String>)> = sqlx::query_as(
+        "SELECT l.idx, l.leaf, o.text FROM log_leaves l \
+         LEFT JOIN log_openings o ON o.idx = l.idx AND o.part = 'detail' \
+         WHERE l.path_id = $1 ORDER BY l.idx ASC LIMIT $2",
+    )
+    .bind(path_id)
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().map(|(index, leaf, detail)| PathLeafRow { index, leaf, detail }).collect())
+}
+
+/// Erases the openings of `detail`, among the `count` leaves from `first` on, that say something of a contributor: of
+/// what they did, of what was done to them, and those that have their name. How many.
+pub async fn erase_details(
+    connection: &mut Connection,
+    contributor: ContributorId,
+    name: &ContributorName,
+    first: i64,
+    count: i64,
+) -> Result<u64> {
+    let result = sqlx::query(
+        "DELETE FROM log_openings WHERE idx >= $1 AND idx < $2 AND part = 'detail' \
+         AND (text LIKE $3 ESCAPE '!' OR EXISTS (SELECT 1 FROM log_leaves l WHERE l.idx = log_openings.idx \
+         AND (l.leaf LIKE $4 OR (l.leaf LIKE $5 AND l.event = 'contributor-create'))))",
+    )
+    .bind(first)
+    .bind(first.saturating_add(count))
+    .bind(super::audit::containing_string(name.as_str()))
+    .bind(format!("%\nby {contributor}\n%"))
+    .bind(format!("%\nsubject {contributor}\n%"))
+    .execute(connection)
+    .await?;
+    Ok(result.rows_affected())
+}
+
 /// The list of references that a leaf has the digest of.
 pub async fn references(connection: &mut Connection, digest: &[u8; 32]) -> Result<Option<String>> {
     let digest = Sha256Digest(*digest).hex();
@@ -265,6 +335,26 @@ mod tests {
     }
 
     on_each_database! {
+        async fn openings_are_found_by_their_leaves(test: &TestDb) {
+            let mut tx = test.db.begin(Gate::Shared).await.unwrap();
+            let opening = |part, number: u8| (part, [number; 16], format!("{part} {number}"));
+            let of = |openings| LeafRow { openings, ..leaf("x\n") };
+            let rows = [
+                of(vec![opening("detail", 0), opening("private", 0)]),
+                of(vec![opening("detail", 1)]),
+                of(vec![opening("private", 2)]),
+            ];
+            append(&mut tx, 0, &rows).await.unwrap();
+
+            for (first, count, expected) in [(0, 9, vec![0, 2]), (0, 2, vec![0]), (1, 9, vec![2]), (3, 9, vec![])] {
+                let found = openings(&mut tx, "private", first, count).await.unwrap();
+                let indices: Vec<_> = found.iter().map(|(index, ..)| *index).collect();
+                assert_eq!(indices, expected, "{first} {count}");
+            }
+            let (_, salt, text) = openings(&mut tx, "private", 2, 1).await.unwrap().remove(0);
+            assert_eq!((salt, text.as_str()), ([2; 16], "private 2"));
+        }
+
         async fn a_new_log_is_empty_and_goes_on_where_it_was_left(test: &TestDb) {
             let mut tx = test.db.begin(Gate::Shared).await.unwrap();
             assert_eq!(lock(&mut tx).await.unwrap(), LogState { size: 0, frontier: vec![], frontier_size: 0, published_beyond: None });

@@ -11,6 +11,7 @@ mod open;
 
 pub mod admin_claims;
 pub mod audit;
+pub mod audit_commits;
 pub mod auxiliary;
 pub mod caches;
 pub mod cluster;
@@ -25,6 +26,7 @@ pub mod outbox;
 pub mod paths;
 pub mod quarantines;
 pub mod realisations;
+pub mod scrub;
 pub mod signing_keys;
 pub mod standing;
 #[cfg(test)]

@@ -119,6 +119,15 @@ impl LiveRow {
     }
 }
 
+/// Erases what people wrote about the tokens of a contributor.
+pub async fn erase_texts(connection: &mut Connection, contributor: ContributorId) -> Result<()> {
+    sqlx::query("UPDATE tokens SET note = NULL, revoke_reason = NULL WHERE contributor_id = $1")
+        .bind(contributor.to_string())
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
 /// The token, if its row is live at `now`. Behind the gate this stays true until the commit.
 pub async fn live(connection: &mut Connection, id: TokenId, now: Timestamp) -> Result<Option<LiveToken>> {
     let row: Option<LiveRow> = sqlx::query_as(

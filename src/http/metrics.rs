@@ -43,6 +43,7 @@ pub const METRICS: &[Metric] = &[
         "Time that a transaction of publications spends on its leaves of the log, the lock included",
     ),
     gauge("narvault_log_behind_leaves", &[], "Leaves of the signature log that no checkpoint covers yet"),
+    gauge("narvault_log_cosignatures", &[], "Witnesses who cosigned the checkpoint that was published last"),
     gauge("narvault_log_forked", &[], "1 if this replica stopped signing because the log contradicts itself"),
     counter("narvault_nars_stored_total", &[], "NARs measured and stored"),
     gauge("narvault_orphan_objects", &[], "Objects in storage that no row accounts for, counted once a day"),

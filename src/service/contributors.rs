@@ -106,6 +106,9 @@ impl Service {
                     event: Some(AdminEvent::PolicyChange),
                 });
             }
+            if change.suspended == Some(false) && contributors::is_erased(&mut tx, row.id).await? {
+                return Err(Conflict::State("the contributor was erased, which is for good").into());
+            }
             if let Some(suspended) = change.suspended
                 && contributors::set_suspended(&mut tx, row.id, suspended.then_some(now)).await?
             {

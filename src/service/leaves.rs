@@ -46,6 +46,8 @@ pub(super) enum LeafEvent<'a> {
 #[derive(Debug, Clone)]
 pub(super) enum AdminEvent {
     AdminClaim,
+    /// `detail` is what it commits to.
+    AuditCommit,
     CacheCreate,
     CacheDelete,
     ContributorCreate(ContributorId),
@@ -143,6 +145,7 @@ fn event(
 fn admin_event(admin: &AdminEvent, cache: Disclosed<CacheLine>) -> std::result::Result<Event, ValueError> {
     Ok(match admin {
         AdminEvent::AdminClaim => Event::AdminClaim,
+        AdminEvent::AuditCommit => Event::AuditCommit,
         AdminEvent::CacheCreate => Event::CacheCreate(cache),
         AdminEvent::CacheDelete => Event::CacheDelete(cache),
         AdminEvent::ContributorCreate(id) => Event::ContributorCreate(id.to_string().parse()?),

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::TryStreamExt as _;
 use tokio_util::sync::CancellationToken;
 
 use super::log::LEAVES_AT_ONCE;
@@ -15,13 +16,13 @@ use super::{Error, Result, Service};
 use crate::db::log::{self, CheckpointRow};
 use crate::db::signing_keys::{self, KeyRow, KeyState};
 use crate::db::{DbError, Gate};
-use crate::storage::{ObjectKey, StorageError};
+use crate::storage::{Folder, ObjectKey, StorageError};
 use crate::tlog::bundle;
 use crate::tlog::checkpoint::Checkpoint;
 use crate::tlog::edge::Edge;
 use crate::tlog::hash::NodeHash;
 use crate::tlog::note::{NOTE_SIZE_BYTES_MAX, Note};
-use crate::tlog::tile::{TILE_WIDTH, Tile, TileKind};
+use crate::tlog::tile::{TILE_WIDTH, Tile, TileKind, narrowed};
 use crate::tlog::tile_hashes::TileHashes;
 use crate::tlog::verifier_key::{Algorithm, VerifierKey};
 use crate::vault::Purpose;
@@ -60,6 +61,12 @@ pub enum Fork {
     #[error("a checkpoint in {place} has {published} leaves, the database has {leaves}: it is older")]
     Older { place: &'static str, published: u64, leaves: u64 },
 }
+
+/// A partial tile that is left behind harms nobody.
+const DELETION_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// How long a witness that did not cosign is left alone while nothing new is published.
+const WITNESS_PAUSE: Duration = Duration::from_secs(30);
 
 /// What signing asks about the log, and the publisher tells.
 #[derive(Default)]
@@ -141,6 +148,8 @@ struct Published {
     edge: Option<Edge>,
     /// The size of the checkpoint that storage has for sure.
     stored: Option<u64>,
+    /// When witnesses were asked last.
+    witnessed_at: Option<Instant>,
 }
 
 impl Service {
@@ -173,9 +182,16 @@ impl Service {
         Ok(log::checkpoint(&mut *self.inner.db.read().await?).await?)
     }
 
-    /// A tile as it was published; `None` where there is none.
+    /// A tile as it was published, cut from the full one where that has come since; `None` where there is none.
     pub async fn log_tile(&self, tile: Tile) -> Result<Option<Bytes>> {
-        Ok(self.inner.storage.read(&tile_key(tile)?, TILE_SIZE_BYTES_MAX).await?)
+        if let Some(bytes) = self.inner.storage.read(&tile_key(tile)?, TILE_SIZE_BYTES_MAX).await? {
+            return Ok(Some(bytes));
+        }
+        if tile.is_full() {
+            return Ok(None);
+        }
+        let full = self.inner.storage.read(&tile_key(tile.full())?, TILE_SIZE_BYTES_MAX).await?;
+        Ok(full.and_then(|full| narrowed(tile, &full)).map(Bytes::from))
     }
 
     async fn log_key(&self) -> Result<(KeyRow, VerifierKey)> {
@@ -204,7 +220,12 @@ impl Service {
             return Err(Fork::Older { place: "the database", published: standing_size, leaves: size }.into());
         }
         if published.stored == Some(standing_size) && standing_size == size {
-            return Ok(());
+            return match (row, standing) {
+                (Some(row), Some(standing)) => {
+                    self.ask_witnesses_again(published, row, &standing, &key).await
+                }
+                _ => Ok(()),
+            };
         }
         if published.stored != Some(standing_size) {
             self.store_checkpoint(published, row.map(|row| row.note), &key).await?;
@@ -222,6 +243,8 @@ impl Service {
         let text = checkpoint.encode().map_err(internal)?;
         let signed = Note::sign(text, &key, |text| self.inner.keyring.sign_note(&key_row.key, text))
             .map_err(internal)?;
+        published.witnessed_at = Some(Instant::now());
+        let signed = self.with_cosignatures(signed, &checkpoint).await;
         let new =
             CheckpointRow { size: state.size, note: signed.encode(), signed_at: self.inner.clock.now() };
         let mut tx = self.inner.db.begin(Gate::Around).await?;
@@ -233,7 +256,60 @@ impl Service {
         tx.commit().await?;
         published.edge = Some(next);
         self.inner.log_health.seen(size, size, Instant::now());
-        self.store_checkpoint(published, Some(new.note), &key).await
+        self.store_checkpoint(published, Some(new.note), &key).await?;
+        if let Err(error) = self.remove_partial_tiles(standing_size, size).await {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "partial tiles of the signature log were left behind");
+        }
+        Ok(())
+    }
+
+    /// Removes the partial tiles of those that have become full since the tree of `old` leaves. Who still wants one gets
+    /// it out of the full one: c2sp.org/tlog-tiles has every reader try that.
+    async fn remove_partial_tiles(&self, old: u64, size: u64) -> Result<()> {
+        for tile in Tile::partial(old) {
+            if Tile::in_tree(tile.kind(), tile.index(), size).is_none_or(|now| !now.is_full()) {
+                continue;
+            }
+            let path = tile.to_string();
+            let Some((folder, _)) = path.rsplit_once('/') else { continue };
+            let folder = Folder::LogPart(folder.parse().map_err(internal)?);
+            let partial: Vec<_> = self.inner.storage.list(&folder).try_collect().await?;
+            for entry in partial {
+                if let Some(key) = entry.key() {
+                    self.inner.storage.delete(&key, DELETION_TIME_MAX).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks those witnesses once more who have not cosigned the checkpoint that stands: with nothing new to publish,
+    /// they would not be asked again.
+    async fn ask_witnesses_again(
+        &self,
+        published: &mut Published,
+        row: CheckpointRow,
+        standing: &Checkpoint,
+        key: &VerifierKey,
+    ) -> Publish<()> {
+        let note = Note::parse(row.note.as_bytes()).map_err(internal)?;
+        let is_due = published.witnessed_at.is_none_or(|asked| asked.elapsed() >= WITNESS_PAUSE);
+        if !is_due || self.inner.watch.missing(&note) == 0 {
+            return Ok(());
+        }
+        published.witnessed_at = Some(Instant::now());
+        let note = self.with_cosignatures(note, standing).await.encode();
+        if note == row.note {
+            return Ok(());
+        }
+        let mut tx = self.inner.db.begin(Gate::Around).await?;
+        let new = CheckpointRow { note: note.clone(), ..row };
+        if log::replace_checkpoint(&mut tx, new.size, &new).await? {
+            tx.commit().await?;
+            self.store_checkpoint(published, Some(note), key).await?;
+        }
+        Ok(())
     }
 
     /// Brings the checkpoint in storage up to the one in the row, and refuses one that is newer or another.
@@ -323,6 +399,9 @@ impl Service {
         while index < size {
             for text in self.leaves_from(index, size).await? {
                 if index >= edge.size() {
+                    if write {
+                        self.publish_references(&text).await?;
+                    }
                     let full = edge.push(NodeHash::leaf(text.as_bytes()));
                     for hashes in full.iter().filter(|_| write) {
                         self.publish_tile(hashes.tile(), hashes.encode()).await?;

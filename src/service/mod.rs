@@ -5,12 +5,14 @@
 
 mod admission;
 mod audit;
+mod audit_commits;
 mod auth;
 mod auxiliary;
 mod batch;
 mod caches;
 mod call;
 mod contributors;
+mod erasure;
 mod error;
 mod ingest;
 mod keys;
@@ -19,9 +21,11 @@ mod log;
 mod log_publisher;
 pub mod measure;
 mod memory;
+mod openings;
 mod orphans;
 mod paths;
 mod proofs;
+mod provenance;
 mod publish;
 mod rate;
 mod read;
@@ -29,6 +33,7 @@ mod realisations;
 mod recover;
 mod release;
 mod rollback;
+mod scrub;
 mod setup;
 mod sign;
 mod slots;
@@ -42,6 +47,7 @@ mod uploads;
 mod upstreams;
 mod vault;
 mod webhooks;
+mod witnessing;
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -51,22 +57,27 @@ use tokio_util::task::TaskTracker;
 
 pub use admission::Room;
 pub use audit::AuditQuery;
+pub use audit_commits::AuditCheck;
 pub use auth::Liveness;
 pub use auxiliary::Auxiliary;
 pub use batch::{BATCH_SIZE_BYTES_MAX, NarOutcome, NarPiece};
 pub use caches::{CacheChange, CacheDetails, NewCache};
 pub use call::{Call, Origin};
 pub use contributors::{ContributorChange, ContributorDetails};
+pub use erasure::Erased;
 pub use error::{Conflict, Error, Rejection};
 pub use keys::KeySource;
 pub use log_publisher::{Fork, SigningStopped};
 pub use memory::RenderedNarInfo;
+pub use openings::{LogOpening, OPENINGS_COUNT_MAX};
 pub use orphans::{ORPHANS_NAMED_MAX, Orphan, OrphanKind, Orphans};
 pub use paths::{DeletedPath, PathDetails, PathQuery};
+pub use provenance::PathAct;
 pub use publish::{PathOutcome, Published, Standing};
 pub use read::{Missing, NarHandle, Side};
 pub use recover::Recovery;
 pub use rollback::Rollback;
+pub use scrub::{ScrubFinding, Scrubbed};
 pub use setup::{FIRST_ADMIN, FIRST_CACHE, FirstStart};
 pub use slots::{NewSlot, SlotId};
 pub use status::Backlog;
@@ -104,6 +115,7 @@ use crate::time::{Clock, Timestamp};
 use crate::upstream::Upstreams;
 use crate::vault::{Keyring, random};
 use crate::webhook::{self, Sender};
+use crate::witness::Witness;
 use admission::Admission;
 use auth::LiveTokens;
 use log_publisher::LogHealth;
@@ -113,6 +125,7 @@ use publish::Committing;
 use rate::RateLimiter;
 use release::Finishing;
 use vault::Door;
+use witnessing::Watch;
 
 /// What every operation answers.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -143,6 +156,7 @@ struct Inner {
     log_health: LogHealth,
     /// Set where the database is older than what was published from it.
     rollback: OnceLock<Rollback>,
+    watch: Watch,
     /// Tries of claims, passphrases and reports, by address.
     secret_tries: RateLimiter,
     /// Denials written down, by address.
@@ -180,6 +194,8 @@ pub struct OpenSettings {
     pub limits: Limits,
     pub vault: VaultSettings,
     pub webhooks: webhook::Allowed,
+    /// Who is asked to cosign the log's checkpoints.
+    pub witnesses: Vec<Witness>,
     /// Tries of secrets from one address in a minute.
     pub rate_per_minute: u16,
 }
@@ -191,7 +207,7 @@ impl Service {
     /// Answers with what a first start has to show, once. Fails on a bucket of another cluster. A vault that
     /// does not open is no failure: the service is sealed then, and says why in the log.
     pub async fn open(settings: OpenSettings) -> Result<(Self, Option<FirstStart>)> {
-        let OpenSettings { db, storage, clock, limits, vault, webhooks, rate_per_minute } = settings;
+        let OpenSettings { db, storage, clock, limits, vault, webhooks, witnesses, rate_per_minute } = settings;
         let cluster_id = setup::cluster_id(&db, &clock).await?;
         storage.claim_cluster(&cluster_id).await?;
         let token_keys = auth::token_keys(&mut *db.read().await?, &cluster_id).await?;
@@ -210,6 +226,7 @@ impl Service {
             door: Door::new(vault),
             log_health: LogHealth::default(),
             rollback: OnceLock::new(),
+            watch: Watch::new(witnesses).map_err(|error| Error::Internal(error.into()))?,
             secret_tries: RateLimiter::per_minute(rate_per_minute),
             denials: RateLimiter::per_minute(DENIALS_PER_MINUTE),
             keyring: Keyring::sealed(),
@@ -251,6 +268,7 @@ impl Service {
         self.spawn(self.clone().token_uses_worker());
         self.spawn(self.clone().log_publisher(self.inner.stop.clone()));
         self.spawn(self.clone().webhook_worker(self.inner.stop.clone()));
+        self.spawn(self.clone().audit_committer(self.inner.stop.clone()));
     }
 
     /// Ends background work; uploads under way are the HTTP layer's to wait for.

@@ -56,6 +56,11 @@ impl OrphanKind {
 }
 
 impl Orphan {
+    /// Whether it says that a path is there.
+    pub(super) fn is_narinfo(&self) -> bool {
+        matches!(self.object, CacheObject::Narinfo(_))
+    }
+
     /// The object's name below the storage's own prefix.
     pub fn name(&self) -> String {
         ObjectKey::Cache(self.prefix.clone(), self.object.clone()).to_string()

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::leaves::{Leaf, LeafEvent};
+use super::provenance::{self, PathAct};
 use super::release::Release;
 use super::{Call, Conflict, Error, Result, Service};
 use crate::access::{Action, CacheName, ContributorName, TokenId};
@@ -26,6 +27,8 @@ pub struct PathDetails {
     pub signatures: Vec<SignatureRow>,
     pub evidence: Vec<EvidenceRow>,
     pub conflicts: Vec<ConflictRow>,
+    /// Every leaf about it, oldest first.
+    pub history: Vec<PathAct>,
 }
 
 /// Which paths are asked for; names are resolved here.
@@ -101,7 +104,8 @@ impl Service {
         }
         let signatures = paths::signatures(&mut connection, &path.claim_id).await?;
         let conflicts = evidence::conflicts(&mut connection, &path.id).await?;
-        Ok(PathDetails { path, signatures, evidence, conflicts })
+        let history = provenance::acts(&mut connection, &path.id, is_admin).await?;
+        Ok(PathDetails { path, signatures, evidence, conflicts, history })
     }
 
     /// Deletes a published or withdrawn path: from the commit on no replica serves it, and its bytes, in

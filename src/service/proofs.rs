@@ -22,6 +22,7 @@ use crate::tlog::proof_file::ProofFile;
 use crate::tlog::shown_leaf::ShownLeaf;
 use crate::tlog::tile::Tile;
 use crate::tlog::tile_reader::TileReader;
+use crate::tlog::tree::Node;
 
 impl Service {
     /// The proof file (c2sp.org/tlog-proof) of a published path's signature: by `key`, or by the key that signed
@@ -64,22 +65,30 @@ impl Service {
         checkpoint: &Checkpoint,
     ) -> Result<Vec<crate::tlog::hash::NodeHash>> {
         let nodes = Inclusion::new(index, checkpoint.size).map_err(internal)?.nodes();
-        let tiles = Tile::needed(&nodes, checkpoint.size);
+        self.tile_reader(&nodes, checkpoint).await?.inclusion(index).map_err(internal)
+    }
+
+    /// Reads `nodes` of the tree under `checkpoint` out of the published tiles, each checked against its root.
+    pub(super) async fn tile_reader(
+        &self,
+        nodes: &[Node],
+        checkpoint: &Checkpoint,
+    ) -> Result<TileReader<impl FnMut(Tile) -> std::result::Result<Vec<u8>, NotNeeded> + use<>>> {
+        let tiles = Tile::needed(nodes, checkpoint.size);
         let fetched = tiles.into_iter().map(async |tile| {
             let bytes = self.log_tile(tile).await?;
             Ok::<(Tile, Bytes), Error>((tile, bytes.ok_or(Error::NotFound("published tile of the log"))?))
         });
         let tiles: BTreeMap<Tile, Bytes> = try_join_all(fetched).await?.into_iter().collect();
-        let fetch = |tile: Tile| tiles.get(&tile).map(|bytes| bytes.to_vec()).ok_or(NotNeeded);
-        let mut reader = TileReader::open(checkpoint.size, checkpoint.root, fetch).map_err(internal)?;
-        reader.inclusion(index).map_err(internal)
+        let fetch = move |tile: Tile| tiles.get(&tile).map(|bytes| bytes.to_vec()).ok_or(NotNeeded);
+        TileReader::open(checkpoint.size, checkpoint.root, fetch).map_err(internal)
     }
 }
 
 /// A tile that the proof was not expected to need.
 #[derive(Debug, thiserror::Error)]
 #[error("tile was not read")]
-struct NotNeeded;
+pub(super) struct NotNeeded;
 
 /// A leaf with what it leaves out, as far as that was not erased.
 async fn shown_leaf(connection: &mut Connection, index: i64) -> Result<ShownLeaf> {
@@ -111,6 +120,6 @@ fn references(leaf: &Leaf, private: Option<&str>) -> Option<References> {
 const NOT_PUBLISHED: Conflict =
     Conflict::State("the signature is not in the published log yet; ask again in a few seconds");
 
-fn internal(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+pub(super) fn internal(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::Internal(error.into())
 }

@@ -48,6 +48,7 @@ async fn open_on(
         limits: limits(),
         vault,
         webhooks: webhook::Allowed { private: true, http: true },
+        witnesses: Vec::new(),
         rate_per_minute: 10,
     };
     Service::open(settings).await.unwrap()

@@ -300,6 +300,8 @@ pub enum Folder {
     Uploads,
     /// `_log/`
     Log,
+    /// A folder below `_log/`, such as `tile/0/000.p`.
+    LogPart(LogName),
 }
 
 impl Folder {
@@ -310,13 +312,14 @@ impl Folder {
             Self::Nars(prefix) => prefix.join("nar/"),
             Self::Uploads => format!("{OWN_FOLDER}/{UPLOADS}"),
             Self::Log => format!("{LOG_FOLDER}/"),
+            Self::LogPart(LogName(name)) => format!("{LOG_FOLDER}/{name}/"),
         }
     }
 
     /// Whether an object that begins with [`Folder::path`] belongs to it.
     pub(super) fn covers(&self, name: &str) -> bool {
         let own = name.split_once('/').is_some_and(|(first, _)| first == OWN_FOLDER || first == LOG_FOLDER);
-        !own || matches!(self, Self::Log | Self::Uploads)
+        !own || matches!(self, Self::Log | Self::LogPart(_) | Self::Uploads)
     }
 }
 
@@ -327,6 +330,11 @@ pub(super) const OWN_FOLDER: &str = "_narvault";
 const UPLOADS: &str = "uploads/";
 
 const LOG_FOLDER: &str = "_log";
+
+/// Where the signature log lies in a folder that is a server's disk storage.
+pub fn log_folder(storage: &std::path::Path) -> std::path::PathBuf {
+    storage.join(LOG_FOLDER)
+}
 
 #[cfg(test)]
 mod tests {

@@ -27,7 +27,7 @@ pub use disk::DiskSettings;
 pub use error::{Result, StorageError};
 pub use key::{
     COMPONENT_LEN_MAX, CacheObject, Folder, LOG_NAME_LEN_MAX, LogName, ObjectKey, PREFIX_LEN_MAX,
-    ParseKeyError, Prefix,
+    ParseKeyError, Prefix, log_folder,
 };
 pub use s3::{Checksums, Credentials, Patience, S3Settings};
 pub use staging::{Stage, StagedPart, Target};

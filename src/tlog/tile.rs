@@ -8,6 +8,8 @@ use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
+use super::bundle;
+use super::hash::HASH_LEN;
 use super::tree::{Node, TREE_SIZE_MAX};
 
 /// Levels of the tree that one tile spans.
@@ -108,6 +110,12 @@ impl Tile {
         (0..=TILE_LEVEL_MAX).filter_map(partial).collect()
     }
 
+    /// The tiles that a tree of `size` leaves has only in part, the bundle too: what a larger tree supersedes.
+    pub fn partial(size: u64) -> Vec<Self> {
+        let entries = Self::in_tree(TileKind::Entries, size / u64::from(TILE_WIDTH), size);
+        Self::edge(size).into_iter().chain(entries).collect()
+    }
+
     /// Every tile that is needed to know `nodes` of a tree of `size` leaves, each checked against the root: the
     /// edge, the tiles that hold them, and those above these. Nodes that the tree does not have are passed over.
     pub fn needed(nodes: &[Node], size: u64) -> BTreeSet<Self> {
@@ -120,6 +128,11 @@ impl Tile {
             }
         }
         tiles
+    }
+
+    /// The tile as wide as it gets.
+    pub fn full(&self) -> Self {
+        Self { width: TILE_WIDTH, ..*self }
     }
 
     /// Hashes or entries.
@@ -168,6 +181,22 @@ impl Tile {
 /// How many complete nodes a tree of `size` leaves has at the height of tiles of `level`.
 fn hashes_at(level: u8, size: u64) -> u64 {
     size >> (TILE_HEIGHT * level)
+}
+
+/// The contents of a partial tile, out of those of the full one: a log need not keep what it has outgrown. `None` where
+/// `full` is not a full tile's.
+pub fn narrowed(tile: Tile, full: &[u8]) -> Option<Vec<u8>> {
+    let width = usize::from(tile.width);
+    match tile.kind {
+        TileKind::Hashes { .. } if full.len() == usize::from(TILE_WIDTH) * HASH_LEN => {
+            full.get(..width * HASH_LEN).map(<[u8]>::to_vec)
+        }
+        TileKind::Hashes { .. } => None,
+        TileKind::Entries => {
+            let entries = bundle::decode(full, TILE_WIDTH).ok()?;
+            bundle::encode(entries.get(..width)?).ok()
+        }
+    }
 }
 
 impl fmt::Display for Tile {

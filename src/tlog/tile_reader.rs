@@ -40,6 +40,13 @@ pub enum ReadError<E: std::error::Error + 'static> {
     Proof(#[from] ProofError),
 }
 
+impl<E: std::error::Error + 'static> ReadError<E> {
+    /// Whether a piece was not to be had, rather than wrong.
+    pub fn is_absence(&self) -> bool {
+        matches!(self, Self::Fetch { .. })
+    }
+}
+
 /// A published log at one size, read tile by tile.
 pub struct TileReader<F> {
     edge: Edge,

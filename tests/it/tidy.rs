@@ -24,8 +24,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("storage", &["nix"]),
     ("upstream", &["nix"]),
     ("webhook", &[]),
+    ("witness", &["tlog"]),
     ("db", &["nix", "time", "access", "vault"]),
-    ("service", &["nix", "tlog", "time", "access", "vault", "storage", "db", "upstream", "webhook"]),
+    ("service", &["nix", "tlog", "time", "access", "vault", "storage", "db", "upstream", "webhook", "witness"]),
     ("http", &["service", "access", "api", "nix", "time"]),
     ("web", &["service", "access"]),
 ];

@@ -10,8 +10,8 @@ use super::refusals::{Conflicts, ToSome, Unknown, WithBody, WithQuery};
 use super::tokens::{parse, revoked_view};
 use crate::access::{Action, ContributorName};
 use crate::api::{
-    self, ContributorCreate, ContributorEdit, ContributorKeyAdd, ContributorView, Page, PageQuery,
-    RevokeRequest, Revoked,
+    self, ContributorCreate, ContributorEdit, ContributorErased, ContributorKeyAdd, ContributorView, Page,
+    PageQuery, RevokeRequest, Revoked,
 };
 use crate::http::App;
 use crate::nix::signature::{KeyName, PublicKey};
@@ -99,6 +99,30 @@ pub(super) async fn edit(
     let group = asked.group.map(|group| parse("group", &group)).transpose()?;
     let change = ContributorChange { suspended: asked.suspended, group };
     Ok(Json(view(app.service.edit_contributor(&call, &name, &change).await?)))
+}
+
+/// Erase a contributor
+///
+/// For good: where their calls came from, notes and reasons, and their name, in whose place a pseudonym stands. They
+/// must be suspended. What they pushed stays; signatures, log and commitments to the audit rows still verify.
+#[utoipa::path(
+    post, path = "/api/v1/contributors/{name}/erase", operation_id = "contributor_erase", tag = "contributors",
+    params(("name" = String, Path, description = "The contributor's name")),
+    responses((status = 200, description = "What was erased", body = ContributorErased),
+        ToSome, Unknown, Conflicts),
+    security(("bearer" = ["admin"]), ("basic" = ["admin"])),
+)]
+pub(super) async fn erase(
+    State(app): State<App>,
+    Holder(call): Holder,
+    Named(name): Named<ContributorName>,
+) -> Result<Json<ContributorErased>> {
+    let erased = app.service.erase_contributor(&call, &name).await?;
+    Ok(Json(ContributorErased {
+        name: erased.name.to_string(),
+        audit_rows: erased.audit_rows,
+        log_details: erased.log_details,
+    }))
 }
 
 /// Register a contributor's public key

@@ -86,6 +86,10 @@ const TAGS: &[(&str, &str)] = &[
     ),
     ("contributors", "People, CI jobs and builders."),
     ("tokens", "Personal, scoped, expiring, revocable."),
+    (
+        "log",
+        "The signature log: who caused each signature. Its public files are those of c2sp.org/tlog-tiles.",
+    ),
     ("audit", "Who did what, and who tried."),
     ("vault", "The door before the private keys."),
     ("webhooks", "Other servers are told what happens, by signed messages that come until they are taken."),

@@ -61,6 +61,16 @@ fn fill(content: &mut RefOr<Content>, examples: &BTreeMap<&'static str, Value>) 
     }
 }
 
+fn log_openings() -> LogOpenings {
+    let lines = format!(
+        "cache team\npath {HELLO}\nnar-hash {NAR_HASH}\nnar-size 226560\nreferences {}\n",
+        GLIBC.trim_start_matches("/nix/store/")
+    );
+    let opening =
+        LogOpeningView { index: 17, salt: "q83vEjRWeJCrze8SNFZ4kA==".into(), lines, references: None };
+    LogOpenings { items: vec![opening] }
+}
+
 fn examples() -> BTreeMap<&'static str, Value> {
     let upstream = Upstream {
         url: "https://cache.nixos.org".into(),
@@ -141,6 +151,7 @@ fn examples() -> BTreeMap<&'static str, Value> {
     let page_of_paths = Page { items: vec![summary], next: Some(PATH_CURSOR.into()) };
     BTreeMap::from([
         ("AuditView", value(&audit)),
+        ("LogOpenings", value(&log_openings())),
         ("CacheCreate", json!({ "name": "main", "public": true })),
         ("CacheEdit", json!({ "public": false, "priority": 30 })),
         ("CacheView", value(&cache)),
@@ -151,6 +162,14 @@ fn examples() -> BTreeMap<&'static str, Value> {
                 name: "alice".into(),
                 kind: ContributorKind::Person,
                 group: Some("platform".into()),
+            }),
+        ),
+        (
+            "ContributorErased",
+            value(&ContributorErased {
+                name: "erased-5b1f5e2d4c3b".into(),
+                audit_rows: 41,
+                log_details: 377,
             }),
         ),
         ("ContributorEdit", value(&ContributorEdit { suspended: Some(true), group: None })),
@@ -477,6 +496,18 @@ fn path() -> PathView {
             void: false,
         }],
         conflicts: vec![],
+        history: vec![PathActView {
+            log_index: 1833,
+            event: "sign".into(),
+            at: "2026-11-22T13:10:00.123Z".into(),
+            key: Some("main-k3x7qa-1".into()),
+            contributor: Some("alice".into()),
+            contributor_id: Some(CONTRIBUTOR_ID.into()),
+            token_id: Some(TOKEN_ID.into()),
+            address: Some("192.0.2.7".into()),
+            client: Some("curl/8.4.0 Nix/2.34.1".into()),
+            reason: None,
+        }],
         undeclared_references: vec![],
         unfound_references: vec![],
         published_at: "2026-11-22T13:10:00.123Z".into(),

@@ -3,15 +3,17 @@
 //!
 //! Never makes anything of it: checkpoints come from the row, tiles as they were published.
 
-use axum::Router;
 use axum::extract::{Path, State};
 use axum::http::header;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
+use axum::{Json, Router};
 
-use super::extract::Result;
+use super::extract::{Holder, Query, Result};
+use super::refusals::{ToHolders, WithQuery};
+use crate::api::{LogOpeningView, LogOpenings, LogOpeningsQuery};
 use crate::http::App;
-use crate::service::{Error, LogTile};
+use crate::service::{Error, LogOpening, LogTile, OPENINGS_COUNT_MAX, Rejection};
 
 /// A checkpoint is replaced each second, and a mirror shall see it soon.
 const BRIEF: &str = "public, max-age=1";
@@ -25,6 +27,40 @@ pub(super) fn files() -> Router<App> {
         .route("/api/v1/log/checkpoint", get(checkpoint))
         .route("/api/v1/log/key", get(key))
         .route("/api/v1/log/tile/{*path}", get(tile))
+        .route("/api/v1/log/references/{digest}", get(references))
+}
+
+/// Open private leaves
+///
+/// Leaves of the signature log that are about a private cache show a commitment only. Of the `limit` leaves from
+/// `first` on, what stands behind those whose cache the token may pull from: SHA-256 over salt and lines is what the
+/// leaf has. `narvault log audit` checks their signatures with it.
+#[utoipa::path(
+    get, path = "/api/v1/log/openings", operation_id = "log_openings", tag = "log",
+    params(LogOpeningsQuery),
+    responses((status = 200, description = "The openings", body = LogOpenings), ToHolders, WithQuery),
+    security(("bearer" = []), ("basic" = [])),
+)]
+pub(super) async fn openings(
+    State(app): State<App>,
+    Holder(call): Holder,
+    Query(asked): Query<LogOpeningsQuery>,
+) -> Result<Json<LogOpenings>> {
+    let limit = asked.limit.unwrap_or(OPENINGS_COUNT_MAX);
+    if !(1..=OPENINGS_COUNT_MAX).contains(&limit) {
+        return Err(Rejection::value("limit", format!("is not 1 to {OPENINGS_COUNT_MAX}")).into());
+    }
+    let openings = app.service.log_openings(&call, asked.first, limit).await?;
+    Ok(Json(LogOpenings { items: openings.into_iter().map(opening).collect() }))
+}
+
+fn opening(opening: LogOpening) -> LogOpeningView {
+    LogOpeningView {
+        index: opening.index,
+        salt: data_encoding::BASE64.encode(&opening.salt),
+        lines: opening.lines,
+        references: opening.references,
+    }
 }
 
 /// The newest signed checkpoint.
@@ -45,6 +81,13 @@ async fn tile(State(app): State<App>, Path(path): Path<String>) -> Result<Respon
     let bytes = app.service.log_tile(tile).await?.ok_or(unknown)?;
     let kind = (header::CONTENT_TYPE, "application/octet-stream");
     Ok(([kind, (header::CACHE_CONTROL, IMMUTABLE)], bytes).into_response())
+}
+
+/// A list of references that did not fit into its leaf.
+async fn references(State(app): State<App>, Path(digest): Path<String>) -> Result<Response> {
+    let list = app.service.log_references(&digest).await?.ok_or(Error::NotFound("list of references"))?;
+    let kind = (header::CONTENT_TYPE, "text/plain; charset=utf-8");
+    Ok(([kind, (header::CACHE_CONTROL, IMMUTABLE)], list).into_response())
 }
 
 fn text(text: String, caching: &'static str) -> Response {

@@ -11,14 +11,14 @@ use super::refusals::{Conflicts, ToSome, Unknown, WithBody, WithLargeBody, WithQ
 use super::tokens::parse;
 use crate::access::{Action, CacheName};
 use crate::api::{
-    ConflictView, EvidenceView, MissingAnswer, MissingRequest, Page, PageQuery, PathDelete, PathDeleted,
-    PathProofQuery, PathQuery, PathSummary, PathView, SignatureView,
+    ConflictView, EvidenceView, MissingAnswer, MissingRequest, Page, PageQuery, PathActView, PathDelete,
+    PathDeleted, PathProofQuery, PathQuery, PathSummary, PathView, SignatureView,
 };
 use crate::http::App;
 use crate::nix::store_path::{STORE_DIR, StorePathHash};
 use crate::service::{
-    self, ConflictRow, DeletedPath, EvidenceRow, Missing, PathDetails, PathState, PathSummaryRow, Rejection,
-    SignatureRow,
+    self, ConflictRow, DeletedPath, EvidenceRow, Missing, PathAct, PathDetails, PathState, PathSummaryRow,
+    Rejection, SignatureRow,
 };
 use crate::time::Timestamp;
 
@@ -193,7 +193,7 @@ fn size(bytes: i64) -> u64 {
 }
 
 fn view(details: PathDetails) -> PathView {
-    let PathDetails { path, signatures, evidence, conflicts } = details;
+    let PathDetails { path, signatures, evidence, conflicts, history } = details;
     let words = |text: &str| text.split_whitespace().map(str::to_owned).collect();
     PathView {
         store_path: path.claim.path.to_string(),
@@ -208,6 +208,7 @@ fn view(details: PathDetails) -> PathView {
         signatures: signatures.into_iter().map(signature_view).collect(),
         evidence: evidence.into_iter().map(evidence_view).collect(),
         conflicts: conflicts.into_iter().map(conflict_view).collect(),
+        history: history.into_iter().map(act_view).collect(),
         undeclared_references: words(&path.undeclared_refs),
         unfound_references: words(&path.unfound_refs),
         published_at: path.published_at.rfc3339(),
@@ -241,6 +242,21 @@ fn conflict_view(row: ConflictRow) -> ConflictView {
         token_id: row.token_id,
         nar_hash: format!("sha256:{}", row.nar_hash),
         at: row.at.rfc3339(),
+    }
+}
+
+fn act_view(act: PathAct) -> PathActView {
+    PathActView {
+        log_index: act.index,
+        event: act.event,
+        at: act.at,
+        key: act.key,
+        contributor: act.contributor.map(|name| name.to_string()),
+        contributor_id: act.contributor_id,
+        token_id: act.token_id,
+        address: act.address,
+        client: act.client,
+        reason: act.reason,
     }
 }
 

@@ -88,6 +88,35 @@ on_each_database! {
 
     }
 
+    async fn partial_tiles_go_once_the_full_one_is_there_and_are_still_answered(test: &TestDb) {
+        let server = TestService::start(test).await;
+        let mut published = Published::default();
+        append(&server.service, 10).await;
+        let first = publish(&server.service, &mut published).await;
+        append(&server.service, 3).await;
+        let second = publish(&server.service, &mut published).await;
+        let partial = |size: u64| Tile::partial(size).into_iter().map(|tile| tile.to_string());
+        for path in partial(first.size).chain(partial(second.size)) {
+            assert!(stored(&server.service, &path).await.is_some(), "{path}");
+        }
+
+        append(&server.service, 300).await;
+        let last = publish(&server.service, &mut published).await;
+
+        for path in partial(first.size).chain(partial(second.size)) {
+            assert!(stored(&server.service, &path).await.is_none(), "{path}");
+        }
+        assert_eq!(read_all(&server.service, &last).await, leaves(&server.service).await);
+        // Whoever reads by an older checkpoint gets what it asks for.
+        for checkpoint in [first, second] {
+            for tile in Tile::partial(checkpoint.size) {
+                assert!(server.service.log_tile(tile).await.unwrap().is_some(), "{tile}");
+            }
+            let nodes = [crate::tlog::tree::Node::leaf(0)];
+            assert!(server.service.tile_reader(&nodes, &checkpoint).await.unwrap().inclusion(3).is_ok());
+        }
+    }
+
     async fn two_replicas_publish_one_log(test: &TestDb) {
         let server = TestService::start(test).await;
         let replica = testing::open(test, &Clock::fixed(NOON), testing::vault(test)).await.0;

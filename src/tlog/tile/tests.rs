@@ -187,3 +187,29 @@ proptest! {
         prop_assert!(in_steps.difference(&at_once).all(|tile| !tile.is_full()));
     }
 }
+
+#[test]
+fn a_partial_tile_is_the_beginning_of_the_full_one() {
+    let entries: Vec<String> = (0..256).map(|number| "x".repeat(number)).collect();
+    let full = bundle::encode(&entries).unwrap();
+    let entries_tile: Tile = "tile/entries/000.p/3".parse().unwrap();
+    assert_eq!(narrowed(entries_tile, &full), bundle::encode(&entries[..3]).ok());
+    let hashes: Tile = "tile/0/000.p/3".parse().unwrap();
+    assert_eq!(narrowed(hashes, &[7; 256 * 32]), Some(vec![7; 3 * 32]));
+    assert_eq!(hashes.full().to_string(), "tile/0/000");
+
+    for other in [vec![], vec![7; 3 * 32], vec![7; 257 * 32]] {
+        assert_eq!(narrowed(hashes, &other), None, "{}", other.len());
+    }
+    assert_eq!(narrowed(entries_tile, &full[1..]), None);
+}
+
+#[test]
+fn what_a_tree_has_only_in_part_is_named() {
+    let paths = |size| Tile::partial(size).iter().map(Tile::to_string).collect::<Vec<_>>();
+
+    assert_eq!(paths(0), [] as [String; 0]);
+    assert_eq!(paths(3), ["tile/0/000.p/3", "tile/entries/000.p/3"]);
+    assert_eq!(paths(256), ["tile/1/000.p/1"]);
+    assert_eq!(paths(257), ["tile/0/001.p/1", "tile/1/000.p/1", "tile/entries/001.p/1"]);
+}

@@ -7,11 +7,13 @@ pub mod chaos;
 pub mod client;
 pub mod database;
 pub mod desk;
+pub mod log;
 pub mod nix;
 pub mod proxy;
 pub mod s3;
 pub mod server;
 pub mod storage;
+pub mod witness;
 
 use std::time::Duration;
 
@@ -48,6 +50,7 @@ async fn the_required_real_parts_are_there() {
     let parts = [
         ("postgres", variable("NARVAULT_TEST_POSTGRES").map(|_| "NARVAULT_TEST_POSTGRES".to_owned())),
         ("s3", variable("NARVAULT_TEST_S3_ENDPOINT")),
+        ("witness", variable("NARVAULT_TEST_WITNESS")),
         ("nix", nix::Nix::host().await.map(|nix| nix.version)),
         ("nix-versions", (versions.len() >= 3).then(|| versions.join(" "))),
     ];
