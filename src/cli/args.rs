@@ -3,7 +3,6 @@
 //! Never touches the network, the disk or the clock.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};

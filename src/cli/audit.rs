@@ -8,13 +8,14 @@ use serde::Serialize;
 
 use super::args::{ListArgs, OrderArg, Since};
 use super::failure::{Exit, Failure};
+use super::host::{HostArgs, told};
 use super::list::print_list;
 use super::log::place::{LogPlace, Trust};
 use super::log::reader::{LogReader, contradiction};
 use super::text::{Fields, moment};
-use super::{Context, serve, server, storage};
+use super::{Context, server};
 use crate::api::{AuditQuery, AuditView};
-use crate::config::{Config, Flags};
+use crate::config::Config;
 use crate::service::{AuditCheck, Call, Service};
 use crate::tlog::leaf::{Event, Leaf};
 use crate::tlog::policy::Policy;
@@ -120,7 +121,7 @@ async fn check(
     trust: &Trust,
     context: &Context,
 ) -> Result<AuditCheck, Failure> {
-    let failed = |error: crate::service::Error| told(error);
+    let failed = told::<crate::service::Error>;
     let place = match log {
         Some(text) => LogPlace::open(Some(text), context).await?,
         None => LogPlace::Bucket(server::open_storage(config).await.map_err(told)?),

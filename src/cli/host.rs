@@ -41,6 +41,6 @@ impl HostArgs {
 }
 
 /// A fault on the host, with its causes.
-pub fn told(error: impl Into<anyhow::Error>) -> Failure {
+pub fn told<E: Into<anyhow::Error>>(error: E) -> Failure {
     Failure::Told { exit: Exit::Failure, error: error.into(), hint: None }
 }

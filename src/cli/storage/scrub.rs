@@ -68,7 +68,7 @@ async fn scrub_all(
     key: Option<VerifierKey>,
     deep: bool,
 ) -> Result<(u64, Scrubbed), Failure> {
-    let failed = |error: crate::service::Error| told(error.into());
+    let failed = told::<crate::service::Error>;
     let mut scrubbed = Scrubbed::default();
     let call = Call::host();
     let place = LogPlace::Bucket(server::open_storage(config).await.map_err(told)?);

@@ -49,7 +49,8 @@ async fn add_evidence(server: &TestService, sample: &Sample, source: &Source, by
     let now = server.clock.now();
     let id = server.service.new_id(now);
     let mut tx = server.service.inner.db.begin(Gate::Shared).await.unwrap();
-    evidence::insert(&mut tx, &id, &path.claim_id, source, token, now).await.unwrap();
+    let new = evidence::NewEvidence { id, claim_id: path.claim_id, source: source.clone(), token };
+    evidence::insert_all(&mut tx, &[new], now).await.unwrap();
     tx.commit().await.unwrap();
 }
 
