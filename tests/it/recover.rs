@@ -97,7 +97,7 @@ async fn nothing_is_revived(backend: Backend) {
     assert_eq!(narinfo(&server.http(), &early).await, early_text);
     assert_eq!(narinfo(&server.http(), &late).await, late_text);
     let shown = server.admin().path("main", late.hash()).await.unwrap();
-    assert_eq!(shown.evidence[0].contributor.as_deref(), Some("stays"));
+    assert_eq!(shown.evidence[0].source, "stays");
 
     // The log goes on where it was published, and nothing in storage has come back either.
     stays.http.push("main", &more).await;
