@@ -17,12 +17,14 @@ pub mod cluster;
 pub mod contributors;
 pub mod epoch;
 pub mod evidence;
+pub mod key_rotations;
 pub mod log;
 pub mod measured;
 pub mod nix_disk_cache;
 pub mod outbox;
 pub mod paths;
 pub mod realisations;
+pub mod resigning;
 pub mod signing_keys;
 #[cfg(test)]
 pub(crate) mod testing;
