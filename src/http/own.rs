@@ -40,6 +40,9 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
         }
         Err(_) => ::metrics::gauge!("narvault_database_up").set(0.0),
     }
+    if let Ok(left) = app.service.rotations_left().await {
+        ::metrics::gauge!("narvault_rotation_left").set(left as f64);
+    }
     let content_type = (header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
     ([content_type, NO_STORE], metrics::render()).into_response()
 }

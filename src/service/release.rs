@@ -321,7 +321,7 @@ impl Service {
     }
 
     /// Clears the rows of what was written, in one transaction, once it is certain to last.
-    async fn finish(&self) -> Result<()> {
+    pub(super) async fn finish(&self) -> Result<()> {
         let done = self.inner.finishing.all();
         if done.is_empty() {
             return Ok(());
@@ -516,7 +516,7 @@ impl Service {
     }
 
     /// One round of the worker: how many objects it brought in line.
-    async fn release_due(&self) -> Result<usize> {
+    pub(super) async fn release_due(&self) -> Result<usize> {
         let now = self.inner.clock.now();
         let due = outbox::due(&mut *self.inner.db.read().await?, now, WORKER_BATCH).await?;
         let results = stream::iter(due)
