@@ -10,6 +10,7 @@ mod first_run;
 mod flow;
 mod hooks;
 mod isolation;
+mod key_rotation;
 mod leases;
 mod metrics;
 mod migrations;
