@@ -20,8 +20,8 @@ use narvault::nix::nar::build::Node;
 use narvault::nix::store_path::StorePath;
 use narvault::service::measure::MeasureLimits;
 use narvault::service::{
-    Call, ContributorKind, FIRST_CACHE, Limits, Liveness, OpenSettings, Origin, Service, TokenRequest,
-    VaultSettings,
+    Call, ContributorKind, FIRST_CACHE, KeyLimits, Limits, Liveness, OpenSettings, Origin, Service,
+    TokenRequest, VaultSettings,
 };
 use narvault::storage::{DiskSettings, Settings, Storage};
 use narvault::time::Clock;
@@ -83,8 +83,18 @@ async fn open(folder: &Path, memory: &Path) -> Result<(Service, Call), Failure> 
         direct_parts: false,
         withdrawn_max: Duration::from_secs(3600),
         narinfo_memory_bytes: 1 << 20,
+        keys: KeyLimits::default(),
     };
-    let settings = OpenSettings { db, storage, clock: Clock::default(), limits, vault, rate_per_minute: 10 };
+    let settings = OpenSettings {
+        db,
+        storage,
+        clock: Clock::System,
+        limits,
+        vault,
+        webhooks: narvault::webhook::Allowed::default(),
+        witnesses: Vec::new(),
+        rate_per_minute: 10,
+    };
     let (service, first) = Service::open(settings).await?;
     service.start_background();
     let nobody = Call { caller: Caller::Anonymous, origin: Origin::default() };

@@ -26,7 +26,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("webhook", &[]),
     ("witness", &["tlog"]),
     ("db", &["nix", "time", "access", "vault"]),
-    ("service", &["nix", "tlog", "time", "access", "vault", "storage", "db", "upstream", "webhook", "witness"]),
+    (
+        "service",
+        &["nix", "tlog", "time", "access", "vault", "storage", "db", "upstream", "webhook", "witness"],
+    ),
     ("http", &["service", "access", "api", "nix", "time"]),
     ("web", &["service", "access"]),
 ];
