@@ -100,7 +100,16 @@ async fn open(folder: &Path) -> Result<(Service, Option<String>), Failure> {
         narinfo_memory_bytes: 1 << 20,
         keys: KeyLimits { resign_paths_per_second: 100_000, ..KeyLimits::default() },
     };
-    let settings = OpenSettings { db, storage, clock: Clock::System, limits, vault, rate_per_minute: 10 };
+    let settings = OpenSettings {
+        db,
+        storage,
+        clock: Clock::System,
+        limits,
+        vault,
+        webhooks: narvault::webhook::Allowed::default(),
+        witnesses: Vec::new(),
+        rate_per_minute: 10,
+    };
     let (service, first) = Service::open(settings).await?;
     Ok((service, first.map(|first| first.claim.expose().to_owned())))
 }

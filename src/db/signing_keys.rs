@@ -180,8 +180,8 @@ pub async fn insert(connection: &mut Connection, row: &KeyRow) -> Result<()> {
     epoch::advance(connection).await
 }
 
-/// The key of this name.
-pub async fn by_name(connection: &mut Connection, name: &KeyName) -> Result<Option<KeyRow>> {
+/// The key of this name, whosever it is.
+pub async fn named(connection: &mut Connection, name: &KeyName) -> Result<Option<KeyRow>> {
     let row: Option<Row> = sqlx::query_as(
         "SELECT id, purpose, cache_id, name, version, public_key, sealed, kek_version, state, imported_at, \
          created_at FROM signing_keys WHERE name = $1",

@@ -23,7 +23,7 @@ use super::{Call, Conflict, Error, Rejection, Result, Service};
 use crate::access::{Action, CacheName};
 use crate::db::caches::{self, CacheRow};
 use crate::db::signing_keys::{self, KeyRow, KeyState};
-use crate::db::{Connection, Gate, Tx, contributors, epoch, restarting};
+use crate::db::{Connection, Gate, Tx, contributors, restarting};
 use crate::nix::signature::{KeyName, PublicKey};
 use crate::time::Timestamp;
 use crate::vault::{KeyLabel, NixSecretKey, Purpose, SealedKey, VaultError};
