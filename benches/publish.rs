@@ -129,7 +129,7 @@ impl Sample {
     fn new(round: u64, number: u64) -> Self {
         let name = Sha256Digest::of(format!("{round} {number}").as_bytes()).base32();
         let path = StorePath::from_base_name(&format!("{}-tiny", &name[..32])).expect("a store path's name");
-        let nar = Bytes::from(Node::file(&name).to_nar());
+        let nar = Bytes::from(Node::file(name.as_str()).to_nar());
         let digest = Sha256Digest::of(&nar);
         let file = NarFileName { hash: FileHash(digest), extension: NarExtension::Nar };
         let narinfo = format!(

@@ -57,7 +57,7 @@ async fn round(folder: &Path) -> Result<(), Failure> {
     for number in 0..PATHS {
         push(&service, &pusher, number).await?;
     }
-    while service.outbox_backlog().await?.objects > 0 {
+    while service.outbox_backlog().await?.count > 0 {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     service.shut_down().await;
@@ -123,7 +123,7 @@ async fn call(service: &Service, token: &TokenText) -> Result<Call, Failure> {
 async fn push(service: &Service, pusher: &Call, number: u64) -> Result<(), Failure> {
     let name = Sha256Digest::of(&number.to_be_bytes()).base32();
     let path = StorePath::from_base_name(&format!("{}-tiny", &name[..32]))?;
-    let nar = Bytes::from(Node::file(&name).to_nar());
+    let nar = Bytes::from(Node::file(name.as_str()).to_nar());
     let digest = Sha256Digest::of(&nar);
     let file = NarFileName { hash: FileHash(digest), extension: NarExtension::Nar };
     let narinfo = format!(

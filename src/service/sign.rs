@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use tokio::runtime::{Handle, RuntimeFlavor};
+
 use super::{Result, Service};
 use crate::db::signing_keys::KeyRow;
 use crate::nix::signature::Signature;
@@ -11,7 +13,20 @@ impl Service {
     /// this appends the leaf in the same transaction.
     pub(super) fn sign_fingerprint(&self, key: &KeyRow, fingerprint: &[u8]) -> Result<Signature> {
         self.inner.log_health.check(Instant::now())?;
-        let bytes = self.inner.keyring.sign_claim(&key.key, fingerprint)?;
+        let keyring = &self.inner.keyring;
+        let sign = || keyring.sign_claim(&key.key, fingerprint);
+        // Making a passphrase slot takes a second, and a key that is not open yet waits for it.
+        let bytes = if keyring.is_free() { sign() } else { blocking(sign) }?;
         Ok(Signature { name: key.public_key.name().clone(), bytes })
+    }
+}
+
+/// Does what may wait for a lock without holding up the tasks, and the network, that this thread looks after.
+fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    let flavor = Handle::try_current().map(|runtime| runtime.runtime_flavor());
+    match flavor {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        // A thread of its own, or a runtime that has no other thread to hand them to.
+        _ => work(),
     }
 }

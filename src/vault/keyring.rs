@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 
 use serde::Serialize;
 
@@ -77,6 +77,11 @@ impl Keyring {
             Some(_) => Ok(()),
             None => opened.vault.open_key(row).map(drop),
         }
+    }
+
+    /// Whether nobody works with the vault at this moment: then signing waits for nobody.
+    pub fn is_free(&self) -> bool {
+        !matches!(self.0.try_write(), Err(TryLockError::WouldBlock))
     }
 
     /// Works with the open vault: sealing a new key, making a slot. A passphrase slot takes a second, during which
