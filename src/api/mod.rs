@@ -4,7 +4,6 @@
 //! RFC 3339 in UTC, sizes are bytes, hashes are spelled as Nix spells them.
 
 pub mod frames;
-mod keys;
 mod push;
 mod takedown;
 mod webhooks;
@@ -12,7 +11,6 @@ mod webhooks;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-pub use keys::*;
 pub use push::*;
 pub use takedown::*;
 pub use webhooks::*;
@@ -204,9 +202,6 @@ pub struct KeyCreate {
     /// The text of `nix key generate-secret`: `name:base64`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub import: Option<String>,
-    /// Published, so that clients learn to trust it, and not signing until it is promoted or a rotation begins.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub next: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -215,8 +210,7 @@ pub struct KeyView {
     pub name: String,
     /// `name:base64`, as in `trusted-public-keys`.
     pub public_key: String,
-    /// `next` (published, signs not yet), `active` (signs), `retiring` (still signs), `retired` (signs no longer, is
-    /// still to be trusted), `compromised` or `destroyed` (not to be trusted).
+    /// `active`, and later states of a rotation.
     pub state: String,
     /// Whether the secret was made elsewhere.
     pub imported: bool,

@@ -18,4 +18,3 @@ pub mod realisation;
 pub mod references;
 pub mod signature;
 pub mod store_path;
-pub mod trust;

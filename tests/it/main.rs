@@ -10,7 +10,6 @@ mod first_run;
 mod flow;
 mod hooks;
 mod isolation;
-mod key_rotation;
 mod leases;
 mod log_audit;
 mod log_mirror;
