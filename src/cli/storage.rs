@@ -21,7 +21,7 @@ pub enum StorageCommand {
     /// List objects that no row of the database accounts for
     Orphans(OrphansArgs),
     /// Hold narinfos, rows and the signature log against each other
-    Scrub(scrub::ScrubArgs),
+    Scrub(Box<scrub::ScrubArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -58,7 +58,7 @@ struct ListedObject {
 pub async fn run(command: StorageCommand, context: &Context) -> Result<(), Failure> {
     match command {
         StorageCommand::Orphans(args) => orphans(args, context).await,
-        StorageCommand::Scrub(args) => scrub::scrub(args, context).await,
+        StorageCommand::Scrub(args) => scrub::scrub(*args, context).await,
     }
 }
 

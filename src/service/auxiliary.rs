@@ -87,7 +87,7 @@ impl Service {
             }
             let visible = match object {
                 Auxiliary::Log(_) => true,
-                Auxiliary::Listing(hash) => self.is_published_by(&mut tx, &cache, *hash, &pusher).await?,
+                Auxiliary::Listing(hash) => self.is_published_by(&mut tx, cache, *hash, &pusher).await?,
                 Auxiliary::DebugInfo(_) => {
                     let file = subject.parse().map_err(|_| Error::NotFound("NAR"))?;
                     if measured::find(&mut tx, cache.id, &file).await?.is_none() {
@@ -112,7 +112,7 @@ impl Service {
             if !auxiliary::put(&mut tx, &new).await? {
                 return Ok(Vec::new());
             }
-            let mut release = Release::new(self, &cache, now);
+            let mut release = Release::new(self, cache, now);
             if visible {
                 release.object(&mut tx, object_of(object)).await?;
             }

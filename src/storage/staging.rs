@@ -40,7 +40,7 @@ pub struct StagedPart {
 /// Where a whole staged upload goes while it is read back.
 pub enum Target {
     /// Its bytes are written once more on their way through.
-    Written(Upload),
+    Written(Box<Upload>),
     /// It is copied as it is, if it is found good: by [`Storage::copy_staged`].
     Copied,
 }
@@ -149,7 +149,7 @@ impl Storage {
     /// Where a closed upload is to go, to become the object `key`.
     pub async fn target_of_staged(&self, key: &ObjectKey) -> Result<Target> {
         match &self.backend {
-            Backend::Disk(_) => self.upload(key).await.map(Target::Written),
+            Backend::Disk(_) => self.upload(key).await.map(Box::new).map(Target::Written),
             Backend::S3(_) => Ok(Target::Copied),
         }
     }

@@ -90,7 +90,7 @@ mod tests {
 
         let mac = vault.sign_webhook(&row, b"id.1.{}").unwrap();
 
-        let secret = BASE64.decode(text.expose_secret()[WEBHOOK_SECRET_PREFIX.len()..].as_bytes()).unwrap();
+        let secret = BASE64.decode(&text.expose_secret().as_bytes()[WEBHOOK_SECRET_PREFIX.len()..]).unwrap();
         assert_eq!(secret.len(), 32);
         let mut expected = Hmac::<Sha256>::new_from_slice(&secret).unwrap();
         expected.update(b"id.1.{}");
@@ -123,7 +123,7 @@ mod tests {
         );
         // And ours is the same function: both by the same 32 bytes.
         let (row, text) = vault.seal_new_webhook("hook").unwrap();
-        let secret = BASE64.decode(text.expose_secret()[WEBHOOK_SECRET_PREFIX.len()..].as_bytes()).unwrap();
+        let secret = BASE64.decode(&text.expose_secret().as_bytes()[WEBHOOK_SECRET_PREFIX.len()..]).unwrap();
         let mut mac = Hmac::<Sha256>::new_from_slice(&secret).unwrap();
         mac.update(b"x");
         let expected: [u8; 32] = mac.finalize().into_bytes().into();

@@ -115,7 +115,7 @@ async fn taken_down_and_restored(server: TestServer) {
 
     assert!(done.changed && done.finished, "{done:?}");
     assert_eq!((done.paths, done.narinfos_left, done.dependents), (1, 0, 1), "{done:?}");
-    assert_eq!(done.tokens, [alice.id.clone()]);
+    assert_eq!(done.tokens, std::slice::from_ref(&alice.id));
     assert_eq!(done.withdrawn[0].store_path, thing.store_path);
     assert_eq!(done.dependent_paths[0].store_path, user.store_path);
     assert!(served(&stranger, &urls("", &thing)).await.is_empty());

@@ -66,7 +66,7 @@ impl Committing {
             if job.answer.is_closed() {
                 continue;
             }
-            if let Err(job) = group.join(job) {
+            if let Some(job) = group.join(job) {
                 later.push_back(job);
                 if later.len() >= LOOKED_AT_MAX {
                     break;
@@ -103,7 +103,8 @@ struct Together {
 }
 
 impl Together {
-    fn join(&mut self, job: Job) -> std::result::Result<(), Job> {
+    /// Takes a job in, or gives it back where it does not fit.
+    fn join(&mut self, job: Job) -> Option<Job> {
         let hashes = || job.candidates.iter().map(|candidate| candidate.verified.claim().path.hash());
         let more: u64 = job.candidates.iter().map(Candidate::found_refs_bytes).sum();
         let fits = self.jobs.first().is_none_or(|first| {
@@ -113,12 +114,12 @@ impl Together {
                 && !hashes().any(|hash| self.paths.contains(&hash))
         });
         if !fits {
-            return Err(job);
+            return Some(job);
         }
         self.paths.extend(hashes());
         self.found_refs_bytes += more;
         self.jobs.push(job);
-        Ok(())
+        None
     }
 }
 

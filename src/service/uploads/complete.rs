@@ -109,7 +109,7 @@ impl Service {
         storage.close_staged(stage, parts).await?;
         let key = key_of(cache, CacheObject::Nar(whole.file))?;
         let target = match storage.target_of_staged(&key).await? {
-            Target::Written(upload) => Some(upload),
+            Target::Written(upload) => Some(*upload),
             Target::Copied => None,
         };
         let body = storage.read_staged(stage, parts).await?.map_err(Error::from);
