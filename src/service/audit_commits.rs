@@ -29,7 +29,7 @@ pub struct AuditCheck {
     pub erased: u64,
     /// Rows that no commitment covers yet.
     pub waiting: u64,
-    /// What does not hold; at most [`FINDINGS_NAMED_MAX`] of them.
+    /// What does not hold; at most `FINDINGS_NAMED_MAX` of them.
     pub findings: Vec<String>,
     pub finding_count: u64,
 }

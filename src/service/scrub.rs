@@ -37,7 +37,7 @@ pub struct Scrubbed {
     /// Signatures that are those of their leaves.
     pub signatures: u64,
     pub nar_bytes: u64,
-    /// At most [`FINDINGS_NAMED_MAX`] of them.
+    /// At most `FINDINGS_NAMED_MAX` of them.
     pub findings: Vec<ScrubFinding>,
     pub finding_count: u64,
 }
