@@ -181,7 +181,7 @@ impl Service {
         let (contents, arriving): (Vec<_>, Vec<_>) = arriving.into_iter().map(Arriving::split).unzip();
         // The rows do not need the bytes to be durable, nor the bytes the rows: only visible they must not be before.
         let preparing = self.prepare(cache, contents);
-        let (generations, prepared) = tokio::join!(self.announce(cache, pusher, &arriving), preparing);
+        let (generations, prepared) = tokio::join!(self.announce(call, cache, pusher, &arriving), preparing);
         let files: Vec<_> = arriving.iter().map(|one| one.file).zip(generations?).collect();
         let mut results = self.place(prepared?).await?;
         let placed: Vec<_> =
@@ -259,10 +259,9 @@ impl Service {
     }
 
     /// Writes down that the objects come, as soon as no DELETE of an earlier one can land any more.
-    ///
-    /// Asks for nobody's rights: what is not stored in the end, because they ended meanwhile, is condemned again.
     async fn announce(
         &self,
+        call: &Call,
         cache: &CacheRow,
         pusher: &TokenCaller,
         arriving: &[Arrived],
@@ -272,6 +271,7 @@ impl Service {
             let arrival = restarting(|| async {
                 let now = self.inner.clock.now();
                 let mut tx = self.inner.db.begin_lazy(Gate::Shared).await?;
+                self.recheck_push(&mut tx, call, cache, now).await?;
                 let new = |(Arrived { file, measurement }, found_refs): (&Arrived, _)| NewMeasured {
                     id: self.new_id(now),
                     file: *file,

@@ -9,12 +9,11 @@ use crate::support::client::{Http, TestPath};
 use crate::support::server::{Backend, Ended, Site, TestServer};
 use crate::support::until;
 
-/// Waits until the published log has all leaves that the database has.
-async fn everything_is_published(server: &TestServer) -> u64 {
+/// Waits until the published log has the leaf of this path, which was pushed last. Answers with the log's size.
+async fn everything_is_published(server: &TestServer, last: &TestPath) -> u64 {
     until("the log to be published", async || {
-        let metrics = server.http().get("/metrics").await;
-        let behind = metrics.text().lines().find_map(|line| line.strip_prefix("narvault_log_behind_leaves "));
-        if behind != Some("0") {
+        let proof = format!("/api/v1/caches/main/paths/{}/proof", last.hash());
+        if server.http().get(&proof).await.status != 200 {
             return None;
         }
         let key = server.http().get("/api/v1/log/key").await.text().trim_end().parse().unwrap();
@@ -66,7 +65,7 @@ async fn nothing_is_revived(backend: Backend) {
         (narinfo(&server.http(), &early).await, narinfo(&server.http(), &late).await);
     assert_eq!(leaver.http.get("/push/main/nix-cache-info").await.status, 401);
     assert_eq!(carl.http.get("/push/main/nix-cache-info").await.status, 401);
-    let published = everything_is_published(&server).await;
+    let published = everything_is_published(&server, &late).await;
     server.restart_after(async |site: &Site| site.restore_database().await).await;
 
     // The backup knows nothing of all that, and does nothing but read.
@@ -101,7 +100,7 @@ async fn nothing_is_revived(backend: Backend) {
 
     // The log goes on where it was published, and nothing in storage has come back either.
     stays.http.push("main", &more).await;
-    assert!(everything_is_published(&server).await > published);
+    assert!(everything_is_published(&server, &more).await > published);
     let object = format!("main/{}.narinfo", leaked.hash()).parse().unwrap();
     assert!(server.site.storage().await.size(&object).await.unwrap().is_none());
     let metrics = server.http().get("/metrics").await;
@@ -138,7 +137,7 @@ async fn what_is_not_behind_is_left_alone() {
     let mut server = TestServer::spawn(Backend::SQLITE_DISK, &[]).await.unwrap();
     let path = TestPath::new("path", "path");
     server.token("ci", &["push:main"]).await.http.push("main", &path).await;
-    everything_is_published(&server).await;
+    everything_is_published(&server, &path).await;
 
     server
         .restart_after(async |site: &Site| {
@@ -158,8 +157,9 @@ async fn leaves_that_are_not_in_storage_either_are_named_and_nothing_is_half_rec
     let mut server = TestServer::spawn(Backend::SQLITE_DISK, &[]).await.unwrap();
     let ci = server.token("ci", &["push:main"]).await;
     server.restart_after(async |site: &Site| site.back_up_database().await).await;
-    ci.http.push("main", &TestPath::new("path", "path")).await;
-    everything_is_published(&server).await;
+    let path = TestPath::new("path", "path");
+    ci.http.push("main", &path).await;
+    everything_is_published(&server, &path).await;
 
     server
         .restart_after(async |site: &Site| {
