@@ -272,16 +272,8 @@ impl Service {
                 let now = self.inner.clock.now();
                 let mut tx = self.inner.db.begin_lazy(Gate::Shared).await?;
                 self.recheck_push(&mut tx, call, cache, now).await?;
-                let new = |(Arrived { file, measurement }, found_refs): (&Arrived, _)| NewMeasured {
-                    id: self.new_id(now),
-                    file: *file,
-                    compression: measurement.compression,
-                    file_size: measurement.file_size,
-                    nar_hash: measurement.nar_hash,
-                    nar_size: measurement.nar_size,
-                    found_refs,
-                    found_refs_truncated: measurement.references.truncated,
-                    single_file: measurement.single_file.as_ref().map(|file| (file.sha256, file.executable)),
+                let new = |(Arrived { file, measurement }, found_refs): (&Arrived, _)| {
+                    new_measured(self.new_id(now), *file, measurement, found_refs)
                 };
                 let found_refs = found_refs.iter().map(String::as_str);
                 let new: Vec<_> = arriving.iter().zip(found_refs).map(new).collect();
@@ -366,8 +358,28 @@ pub(super) enum Content {
 }
 
 /// Store paths that the archive mentions, as the row has them.
-fn found_refs(measurement: &Measurement) -> String {
+pub(super) fn found_refs(measurement: &Measurement) -> String {
     measurement.references.hashes.iter().map(|hash| hash.as_str()).collect::<Vec<_>>().join(" ")
+}
+
+/// The row of a measured file, with what [`found_refs`] gives.
+pub(super) fn new_measured<'a>(
+    id: String,
+    file: NarFileName,
+    measurement: &Measurement,
+    found_refs: &'a str,
+) -> NewMeasured<'a> {
+    NewMeasured {
+        id,
+        file,
+        compression: measurement.compression,
+        file_size: measurement.file_size,
+        nar_hash: measurement.nar_hash,
+        nar_size: measurement.nar_size,
+        found_refs,
+        found_refs_truncated: measurement.references.truncated,
+        single_file: measurement.single_file.as_ref().map(|file| (file.sha256, file.executable)),
+    }
 }
 
 /// Which of the two faults to tell: the content's where there is one, else that of the way.

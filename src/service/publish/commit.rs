@@ -12,6 +12,7 @@ use super::{Candidate, GROUP_FOUND_REFS_BYTES_MAX, GROUP_PATHS_MAX, Standing};
 use crate::access::TokenCaller;
 use crate::db::caches::CacheRow;
 use crate::db::restarting;
+use crate::nix::store_path::StorePathHash;
 use crate::service::release::Releases;
 use crate::service::{Call, Error, Result, Service};
 
@@ -44,7 +45,7 @@ struct Queue {
 }
 
 impl Committing {
-    /// Hands a job in. True: somebody has to [`attend`](Attendance) to the queue from now on.
+    /// Hands a job in. True: somebody has to attend to the queue from now on.
     fn add(&self, job: Job) -> bool {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         queue.waiting.push_back(job);
@@ -98,7 +99,7 @@ impl Committing {
 #[derive(Default)]
 struct Together {
     jobs: Vec<Job>,
-    paths: HashSet<crate::nix::store_path::StorePathHash>,
+    paths: HashSet<StorePathHash>,
     found_refs_bytes: u64,
 }
 

@@ -5,11 +5,13 @@
 use std::collections::BTreeSet;
 
 use crate::db::measured::Measured;
+use crate::db::paths::NewClaim;
 use crate::nix::claim::Claim;
 use crate::nix::content_address::ContentAddress;
 use crate::nix::narinfo::NarInfo;
 use crate::nix::store_path::StorePath;
 use crate::service::Rejection;
+use crate::time::Timestamp;
 
 /// A narinfo whose every claim was compared with what this server measured. Only [`Verified::check`]
 /// makes one, and only a `Verified` can be signed.
@@ -62,18 +64,29 @@ impl Verified {
         &self.measured
     }
 
-    /// The content address, if the narinfo has one that was recomputed.
-    pub(in crate::service) fn ca(&self) -> Option<&ContentAddress> {
-        self.ca.as_ref()
-    }
-
-    /// The content address that nobody can recompute, and that is not kept.
-    pub(in crate::service) fn ca_dropped(&self) -> Option<&str> {
-        self.ca_dropped.as_deref()
-    }
-
-    pub(in crate::service) fn unfound_refs(&self) -> &str {
-        &self.unfound_refs
+    /// The claim as it is written down, at a path and with what its NAR mentions, has here, and does not claim.
+    pub(in crate::service) fn new_claim<'a>(
+        &'a self,
+        id: String,
+        path_id: String,
+        undeclared_refs: &'a str,
+        now: Timestamp,
+    ) -> NewClaim<'a> {
+        NewClaim {
+            id,
+            path_id,
+            claim: self.claim(),
+            claim_sha256: self.claim().sha256(),
+            file: self.measured.file,
+            compression: self.measured.compression,
+            file_size: self.measured.file_size,
+            deriver: self.narinfo.deriver.as_ref(),
+            ca: self.ca.as_ref().map(ToString::to_string),
+            ca_dropped: self.ca_dropped.clone(),
+            undeclared_refs,
+            unfound_refs: &self.unfound_refs,
+            now,
+        }
     }
 }
 

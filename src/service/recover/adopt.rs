@@ -11,12 +11,12 @@ use super::{Said, SignedLeaf};
 use crate::access::{ContributorId, TokenId};
 use crate::db::caches::{self, CacheRow};
 use crate::db::evidence::{self, NewEvidence, Source};
-use crate::db::measured::{self, Arrival, Measured, NewMeasured};
-use crate::db::paths::{self, MadeSignature, NewClaim, NewPath, PathFilter, PathRow, PathState};
+use crate::db::measured::{self, Arrival, Measured};
+use crate::db::paths::{self, MadeSignature, NewPath, PathFilter, PathRow, PathState};
 use crate::db::{Gate, PageBounds, Tx, log, restarting};
 use crate::nix::narinfo::NarInfo;
 use crate::nix::store_path::{StorePath, StorePathHash};
-use crate::service::ingest::Pace;
+use crate::service::ingest::{self, Pace};
 use crate::service::publish::Verified;
 use crate::service::release::Release;
 use crate::service::{Error, Result, Service};
@@ -164,18 +164,8 @@ impl Service {
         };
         let now = self.inner.clock.now();
         let token = token_of(leaf, now);
-        let found_refs: Vec<_> = measurement.references.hashes.iter().map(StorePathHash::as_str).collect();
-        let new = NewMeasured {
-            id: self.new_id(now),
-            file: narinfo.file,
-            compression: measurement.compression,
-            file_size: measurement.file_size,
-            nar_hash: measurement.nar_hash,
-            nar_size: measurement.nar_size,
-            found_refs: &found_refs.join(" "),
-            found_refs_truncated: measurement.references.truncated,
-            single_file: measurement.single_file.as_ref().map(|file| (file.sha256, file.executable)),
-        };
+        let found_refs = ingest::found_refs(&measurement);
+        let new = ingest::new_measured(self.new_id(now), narinfo.file, &measurement, &found_refs);
         let mut tx = self.inner.db.begin(Gate::Exclusive).await?;
         let Arrival::Generations(generations) =
             measured::arrive(&mut tx, cache.id, &[new], token, now).await?
@@ -211,21 +201,7 @@ impl Service {
                 return Ok(None);
             }
         }
-        let new = NewClaim {
-            id: claim_id,
-            path_id: path_id.clone(),
-            claim: verified.claim(),
-            claim_sha256: verified.claim().sha256(),
-            file: verified.measured().file,
-            compression: verified.measured().compression,
-            file_size: verified.measured().file_size,
-            deriver: verified.narinfo().deriver.as_ref(),
-            ca: verified.ca().map(ToString::to_string),
-            ca_dropped: verified.ca_dropped().map(str::to_owned),
-            undeclared_refs: "",
-            unfound_refs: verified.unfound_refs(),
-            now,
-        };
+        let new = verified.new_claim(claim_id, path_id.clone(), "", now);
         let ids = paths::insert_claims(tx, &[new]).await?;
         let Some(claim_id) = ids.into_iter().next() else { return Ok(None) };
         match row {
