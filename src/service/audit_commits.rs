@@ -3,6 +3,7 @@
 //!
 //! Never shows a row: the log has a salted hash over salted hashes, which stands also when a person was erased.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -116,6 +117,8 @@ impl Service {
         let mut check = AuditCheck::default();
         let mut connection = self.inner.db.read().await?;
         check.waiting = audit_commits::uncommitted_count(&mut connection).await?.unsigned_abs();
+        let published: HashMap<u64, &str> =
+            leaves.iter().map(|(index, text)| (*index, text.as_str())).collect();
         let (mut head, mut seq, mut seen) = (first_head(), 0, 0);
         loop {
             let commits = audit_commits::list(&mut connection, seq, COMMITS_AT_ONCE).await?;
@@ -128,10 +131,9 @@ impl Service {
                     seq = commit.seq;
                 }
                 head = check_rows(&mut connection, &commit, head, &mut check).await?;
-                let published =
-                    leaves.iter().find(|(index, _)| Some(*index) == commit.leaf.map(i64::unsigned_abs));
-                match published {
-                    Some((_, text)) => {
+                let leaf = commit.leaf.and_then(|leaf| published.get(&leaf.unsigned_abs()));
+                match leaf {
+                    Some(text) => {
                         seen += 1;
                         check_leaf(&mut connection, &commit, text, &mut check).await?;
                     }

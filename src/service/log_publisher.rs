@@ -320,7 +320,7 @@ impl Service {
         key: &VerifierKey,
     ) -> Publish<()> {
         loop {
-            let object = ObjectKey::Log("checkpoint".parse().map_err(internal)?);
+            let object = checkpoint_key()?;
             let there = self.inner.storage.read(&object, NOTE_SIZE_BYTES_MAX).await?;
             let stored = there.as_deref().map(|bytes| open_in_storage(bytes, key)).transpose()?;
             let standing = note.as_deref().map(|note| opened(note, key)).transpose()?;
@@ -466,6 +466,11 @@ fn opened(note: &str, key: &VerifierKey) -> std::result::Result<Checkpoint, Fork
 fn open_in_storage(bytes: &[u8], key: &VerifierKey) -> std::result::Result<Checkpoint, Fork> {
     let opened = Checkpoint::open(bytes, key);
     opened.map(|(checkpoint, _)| checkpoint).map_err(|_| Fork::Checkpoint { place: "storage" })
+}
+
+/// Where the newest checkpoint lies.
+pub(super) fn checkpoint_key() -> Result<ObjectKey> {
+    Ok(ObjectKey::Log("checkpoint".parse().map_err(internal)?))
 }
 
 /// Where a tile lies.

@@ -11,13 +11,12 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::json;
 
-use super::log_publisher::{TILE_SIZE_BYTES_MAX, tile_key};
+use super::log_publisher::{TILE_SIZE_BYTES_MAX, checkpoint_key, tile_key};
 use super::{Call, Conflict, Error, Result, Service};
 use crate::access::Action;
 use crate::db::audit::Outcome;
 use crate::db::log::{self, CheckpointRow, LeafRow, LogState};
 use crate::db::{Gate, epoch, restarting};
-use crate::storage::ObjectKey;
 use crate::time::Timestamp;
 use crate::tlog::bundle;
 use crate::tlog::checkpoint::Checkpoint;
@@ -168,8 +167,8 @@ impl Service {
 
     /// Says that all is back, and takes the published checkpoint for the newest one.
     async fn end_recovery(&self, call: &Call, recovery: &Recovery, published: u64) -> Result<()> {
-        let object = ObjectKey::Log("checkpoint".parse().map_err(internal)?);
-        let note = self.inner.storage.read(&object, NOTE_SIZE_BYTES_MAX).await?.unwrap_or_default();
+        let note =
+            self.inner.storage.read(&checkpoint_key()?, NOTE_SIZE_BYTES_MAX).await?.unwrap_or_default();
         let note = String::from_utf8(note.to_vec()).map_err(internal)?;
         restarting(|| async {
             let now = self.inner.clock.now();

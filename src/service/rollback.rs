@@ -4,9 +4,9 @@
 //! Whatever would append a leaf is refused where it would append it, so no act goes on: not even a revocation, which
 //! would have the index of a leaf that others have seen.
 
+use super::log_publisher::checkpoint_key;
 use super::{Error, Result, Service};
 use crate::db::{Gate, log};
-use crate::storage::ObjectKey;
 use crate::tlog::checkpoint::Checkpoint;
 use crate::tlog::note::NOTE_SIZE_BYTES_MAX;
 
@@ -52,8 +52,7 @@ impl Service {
 
     /// The checkpoint in storage, if there is one that this log's key signed.
     pub(super) async fn stored_checkpoint(&self) -> Result<Option<Checkpoint>> {
-        let object = ObjectKey::Log("checkpoint".parse().map_err(|error| Error::Internal(Box::new(error)))?);
-        let Some(bytes) = self.inner.storage.read(&object, NOTE_SIZE_BYTES_MAX).await? else {
+        let Some(bytes) = self.inner.storage.read(&checkpoint_key()?, NOTE_SIZE_BYTES_MAX).await? else {
             return Ok(None);
         };
         let key = match self.log_verifier_key().await {
