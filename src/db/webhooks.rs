@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Connection, Result, corrupt, one_row};
+use super::{Connection, Result, corrupt, epoch, one_row};
 use crate::time::Timestamp;
 use crate::vault::{Sealed, SealedWebhook};
 
@@ -113,7 +113,7 @@ pub async fn count(connection: &mut Connection) -> Result<i64> {
     Ok(count)
 }
 
-/// Adds a webhook.
+/// Adds a webhook, and has every replica forget that there was none.
 pub async fn insert(connection: &mut Connection, row: &WebhookRow) -> Result<()> {
     sqlx::query(
         "INSERT INTO webhooks (id, url, events, note, sealed, kek_version, paused_at, removed_at, dropped, created_at) \
@@ -127,9 +127,9 @@ pub async fn insert(connection: &mut Connection, row: &WebhookRow) -> Result<()>
     .bind(i64::from(row.secret.sealed.kek_version()))
     .bind(row.paused_at.map(|time| time.0))
     .bind(row.created_at.0)
-    .execute(connection)
+    .execute(&mut *connection)
     .await?;
-    Ok(())
+    epoch::advance(connection).await
 }
 
 /// Changes what of a webhook may change.
@@ -153,8 +153,9 @@ pub async fn remove(connection: &mut Connection, id: &str, now: Timestamp) -> Re
     let result = sqlx::query("UPDATE webhooks SET removed_at = $2 WHERE id = $1 AND removed_at IS NULL")
         .bind(id)
         .bind(now.0)
-        .execute(connection)
+        .execute(&mut *connection)
         .await?;
+    epoch::advance(connection).await?;
     Ok(result.rows_affected() == 1)
 }
 

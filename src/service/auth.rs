@@ -18,7 +18,7 @@ use crate::db::caches::CacheRow;
 use crate::db::signing_keys::{self, KeyState};
 use crate::db::standing::{self, Standing};
 use crate::db::tokens::{self, LiveToken};
-use crate::db::{Connection, Gate, Tx};
+use crate::db::{Connection, Gate, Tx, webhooks};
 use crate::time::Timestamp;
 use crate::vault::Purpose;
 
@@ -210,7 +210,8 @@ impl Service {
         }
         let cache = self.recheck_cache(tx, cache).await?;
         let keys = signing_keys::active_of_cache(tx, cache.id).await?;
-        let signers = Arc::new(Signers { cache, keys });
+        let has_webhooks = webhooks::count(tx).await? > 0;
+        let signers = Arc::new(Signers { cache, keys, has_webhooks });
         self.inner.memory.remember_signers(standing.change_epoch, Arc::clone(&signers));
         Ok(signers)
     }

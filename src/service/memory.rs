@@ -24,12 +24,14 @@ pub struct RenderedNarInfo {
     pub etag: String,
 }
 
-/// A cache and the keys that sign for it, as they stand under one change epoch.
+/// A cache, the keys that sign for it, and whether anybody is told, as they stand under one change epoch.
 #[derive(Debug)]
 pub(super) struct Signers {
     pub cache: CacheRow,
     /// Active and retiring, oldest first.
     pub keys: Vec<KeyRow>,
+    /// Whether there is any webhook.
+    pub has_webhooks: bool,
 }
 
 #[derive(Clone)]

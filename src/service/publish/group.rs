@@ -9,14 +9,14 @@ use serde_json::Value;
 
 use super::commit::Job;
 use super::decide::{Accepted, Meets, decide};
-use super::{Candidate, ForeignSignature, Published, Standing, Verified};
+use super::{Candidate, ForeignSignature, Published, Standing};
 use crate::access::{Action, ContributorId, TokenCaller};
 use crate::db::auxiliary::{self, AuxiliaryKind};
 use crate::db::caches::CacheRow;
 use crate::db::evidence::{self, NewEvidence, Source};
 use crate::db::log::LeafRow;
 use crate::db::measured::{self, FileState};
-use crate::db::paths::{self, MadeSignature, NewClaim, NewPath, PathRow};
+use crate::db::paths::{self, MadeSignature, NewPath, PathRow};
 use crate::db::signing_keys::KeyRow;
 use crate::db::withdrawals::{self, Fate};
 use crate::db::{Gate, Tx, epoch, log, standing};
@@ -140,14 +140,8 @@ impl Service {
         if remembered {
             epoch::advance(&mut tx).await?;
         }
-        for (at, job) in jobs.iter().enumerate() {
-            let claims =
-                conflicts.iter().filter(|(of, ..)| *of == at).map(|(_, row, claim)| (&row.claim, *claim));
-            let event = Event::PathConflict { cache, claims: claims.collect() };
-            self.emit(&mut tx, &job.call, event, now).await?;
-            let new = written.iter().filter(|one| one.job == at && one.published == Published::New);
-            let claims = new.map(|one| one.candidate.verified.claim()).collect();
-            self.emit(&mut tx, &job.call, Event::PathPublished { cache, claims }, now).await?;
+        if signers.has_webhooks {
+            self.tell_webhooks(&mut tx, cache, jobs, &conflicts, &written).await?;
         }
         let appending = Instant::now();
         append(&mut tx, &leaves).await?;
@@ -235,7 +229,8 @@ impl Service {
                 }
             }
             if insert {
-                let claim = new_claim(&one, verified, undeclared_refs, now);
+                let (claim_id, path_id) = (one.claim_id.clone(), one.path_id.clone());
+                let claim = verified.new_claim(claim_id, path_id, undeclared_refs, now);
                 claims.push((written.len(), claim));
             }
             written.push(one);
@@ -369,6 +364,27 @@ impl Service {
         Ok(levels)
     }
 
+    /// Queues what webhooks are told, for each job by itself: each was somebody's act.
+    async fn tell_webhooks(
+        &self,
+        tx: &mut Tx,
+        cache: &CacheRow,
+        jobs: &[Job],
+        conflicts: &[(usize, Box<PathRow>, &Claim)],
+        written: &[Written<'_>],
+    ) -> Result<()> {
+        let now = self.inner.clock.now();
+        for (at, job) in jobs.iter().enumerate() {
+            let of_job = conflicts.iter().filter(|(job, ..)| *job == at);
+            let claims = of_job.map(|(_, row, claim)| (&row.claim, *claim)).collect();
+            self.emit(tx, &job.call, Event::PathConflict { cache, claims }, now).await?;
+            let new = written.iter().filter(|one| one.job == at && one.published == Published::New);
+            let claims = new.map(|one| one.candidate.verified.claim()).collect();
+            self.emit(tx, &job.call, Event::PathPublished { cache, claims }, now).await?;
+        }
+        Ok(())
+    }
+
     /// Writes down that another claim was made for a published path, with both contributors. Answers with the leaf,
     /// unless that was known.
     async fn record_conflict(
@@ -415,29 +431,6 @@ impl<'a> Act<'a> {
             detail: Value::Null,
             now: self.now,
         }
-    }
-}
-
-fn new_claim<'a>(
-    written: &Written<'_>,
-    verified: &'a Verified,
-    undeclared_refs: &'a str,
-    now: Timestamp,
-) -> NewClaim<'a> {
-    NewClaim {
-        id: written.claim_id.clone(),
-        path_id: written.path_id.clone(),
-        claim: verified.claim(),
-        claim_sha256: verified.claim().sha256(),
-        file: verified.measured().file,
-        compression: verified.measured().compression,
-        file_size: verified.measured().file_size,
-        deriver: verified.narinfo().deriver.as_ref(),
-        ca: verified.ca().map(ToString::to_string),
-        ca_dropped: verified.ca_dropped().map(str::to_owned),
-        undeclared_refs,
-        unfound_refs: verified.unfound_refs(),
-        now,
     }
 }
 
