@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::audit::Act;
 use super::leaves::AdminEvent;
+use super::webhooks::{Event, EventKind};
 use super::{Call, Conflict, Error, Rejection, Result, Service};
 use crate::access::{Action, CacheName, ContributorName, TokenId};
 use crate::db::impact::{self, Impact, Scope};
@@ -295,6 +296,7 @@ impl Service {
             "dependents": row.dependents,
             "keep_issued": row.keep_issued,
         });
+        self.tell_contributor(&mut tx, call, &row, EventKind::ContributorQuarantined, &detail).await?;
         self.record(&mut tx, call, vec![act(target.acts().0, &row, detail)], now).await?;
         tx.commit().await?;
         tracing::warn!(
@@ -342,6 +344,7 @@ impl Service {
         }
         quarantines::begin_restore(&mut tx, &row.id, reason, by(call), now).await?;
         let detail = json!({ "quarantine": row.id, "reason": reason, "restored": true });
+        self.tell_contributor(&mut tx, call, &row, EventKind::ContributorRestored, &detail).await?;
         self.record(&mut tx, call, vec![act(target.acts().1, &row, detail)], now).await?;
         tx.commit().await?;
         tracing::warn!(
@@ -351,6 +354,21 @@ impl Service {
             "restoration begun"
         );
         Ok((row, true))
+    }
+
+    /// Tells webhooks of what happens to a contributor; tokens that die are told by themselves.
+    async fn tell_contributor(
+        &self,
+        tx: &mut Tx,
+        call: &Call,
+        row: &QuarantineRow,
+        kind: EventKind,
+        detail: &serde_json::Value,
+    ) -> Result<()> {
+        let Subject::Contributor(id) = row.subject else { return Ok(()) };
+        let contributor = contributors::by_id(tx, id).await?.ok_or(Error::NotFound("contributor"))?;
+        let event = Event::Contributor { kind, contributor: &contributor, detail: detail.clone() };
+        self.emit(tx, call, event, self.inner.clock.now()).await
     }
 
     /// Carries a quarantine through in a task of its own, which goes on when the caller has gone, and waits for it

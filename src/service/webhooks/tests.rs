@@ -13,7 +13,7 @@ use crate::access::TokenText;
 use crate::db::testing::{TestDb, on_each_database};
 use crate::service::keys::KeySource;
 use crate::service::testing::{Sample, TestService};
-use crate::service::{ContributorChange, FIRST_CACHE, Unseal};
+use crate::service::{ContributorChange, FIRST_CACHE, QuarantineRequest, TakedownTarget, Unseal};
 
 /// What a receiver got.
 #[derive(Debug, Clone)]
@@ -132,6 +132,24 @@ async fn pusher(server: &TestService) -> TokenText {
 }
 
 on_each_database! {
+    async fn a_quarantine_and_its_end_are_told(test: &TestDb) {
+        let server = TestService::start(test).await;
+        let receiver = Receiver::start().await;
+        server.contributor("ci", "push:main").await;
+        hook(&server, &receiver, &[EventKind::ContributorQuarantined, EventKind::ContributorRestored]).await;
+        let (admin, target) = (server.admin().await, TakedownTarget::Contributor("ci".parse().unwrap()));
+        let asked = QuarantineRequest { reason: "broken into".to_owned(), ..QuarantineRequest::default() };
+
+        server.service.quarantine(&admin, &target, &asked).await.unwrap();
+        deliver(&server).await;
+        server.service.restore(&admin, &target, "false alarm").await.unwrap();
+        deliver(&server).await;
+
+        assert_eq!(receiver.kinds(), ["contributor.quarantined", "contributor.restored"]);
+        let told = &receiver.got()[0].body["data"];
+        assert_eq!((&told["contributor"], &told["reason"]), (&"ci".into(), &"broken into".into()), "{told}");
+    }
+
     async fn a_publication_is_told_once_signed_and_by_whom(test: &TestDb) {
         let server = TestService::start(test).await;
         let receiver = Receiver::start().await;
