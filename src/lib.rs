@@ -58,9 +58,10 @@
 //!    Many small ones come in one call (`service::batch`), large ones in parts (`service::uploads`): both end in the same
 //!    verifier and the same two rows.
 //! 2. **`PUT /push/{cache}/{hash}.narinfo`** `service::publish`: parse, find what was measured, compare every claim
-//!    (`Verified::check`), keep foreign signatures that verify. One transaction: gate, token and cache again, references,
-//!    the path's row, evidence, signatures, leaves, outbox. Another claim for a published path is recorded as a conflict
-//!    instead. Then `service::release` writes the narinfo, and the answer waits for that at most 5 s.
+//!    (`Verified::check`), keep foreign signatures that verify. One transaction, for all that wait at that moment
+//!    (`publish::commit`): gate, tokens and cache again, references, the paths' rows, evidence, signatures, leaves, outbox.
+//!    Another claim for a published path is recorded as a conflict instead. Then `service::release` writes the narinfo,
+//!    and the answer waits for that at most 5 s.
 //! 3. **`GET /{cache}/{hash}.narinfo`** from memory (`service::memory`, at most a second old) or rendered from rows
 //!    (`service::read`). **`GET /{cache}/nar/…`** only if the rows say that a published path has it: streamed from
 //!    [`storage`], whole or in part, or a redirect.
@@ -73,6 +74,8 @@
 //! 6. **First start** [`cli::server::Server::start`]: listen, open the database (migrations), storage (the mark of its
 //!    owner), vault; `service::setup` makes what is absent in one transaction; then the workers begin: change epoch, seal
 //!    epoch, release, sweeper, unfinished quarantines, last uses.
+//!    A database with fewer leaves than the checkpoint in storage only reads (`service::rollback`), until
+//!    `service::recover` has brought it up to that.
 //!
 //! # To add an endpoint
 //!
