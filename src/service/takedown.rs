@@ -5,6 +5,8 @@
 
 mod carry;
 
+pub(super) use carry::hide;
+
 use std::str::FromStr;
 use std::time::Duration;
 

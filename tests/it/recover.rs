@@ -49,7 +49,14 @@ async fn nothing_is_revived(backend: Backend) {
     let carl = server.token("carl", &["push:main"]).await;
     let (kept, leaked) = (TestPath::new("kept", "kept"), TestPath::new("leaked", "leaked"));
     leaver.http.push("main", &kept).await;
+    let listing = r#"{"root":{"size":6,"type":"regular"},"version":1}"#;
+    let listing_url = format!("{}.ls", leaked.hash());
+    leaver.http.put(&format!("/push/main/{listing_url}"), listing).await.assert_status(201);
     leaver.http.push("main", &leaked).await;
+    let mallory = server.token("mallory", &["push:main"]).await;
+    let bad = TestPath::new("bad", "bad");
+    mallory.http.push("main", &bad).await;
+    server.http().get(&format!("/main/{listing_url}")).await.assert_status(200);
     let kept_text = narinfo(&server.http(), &kept).await;
     server.restart_after(async |site: &Site| site.back_up_database().await).await;
 
@@ -60,6 +67,8 @@ async fn nothing_is_revived(backend: Backend) {
     let reason = PathDelete { reason: "a secret".to_owned() };
     server.admin().path_delete("main", leaked.hash(), &reason).await.unwrap();
     server.narvault(["contributor", "suspend", "carl"]).await;
+    let quarantine = ["contributor", "quarantine", "mallory", "--since", "1h", "--reason", "broken into"];
+    assert_eq!(server.narvault(quarantine).await.code, Some(0));
     stays.http.push("main", &late).await;
     let (early_text, late_text) =
         (narinfo(&server.http(), &early).await, narinfo(&server.http(), &late).await);
@@ -82,9 +91,9 @@ async fn nothing_is_revived(backend: Backend) {
     let recovered = recovered.into_inner().unwrap().unwrap();
     assert_eq!(recovered.code, Some(0), "{}", recovered.stderr);
     let answer: serde_json::Value = serde_json::from_str(&recovered.stdout).unwrap();
-    assert_eq!(answer["tokens_revoked"], 1, "{answer}");
+    assert_eq!(answer["tokens_revoked"], 2, "{answer}");
     assert_eq!(answer["contributors_suspended"], 1, "{answer}");
-    assert_eq!(answer["paths_withdrawn"], 1, "{answer}");
+    assert_eq!(answer["paths_withdrawn"], 2, "{answer}");
     assert_eq!(answer["paths_adopted"], 2, "{answer}");
 
     assert_eq!(server.http().get("/readyz").await.text(), "ready\n");
@@ -92,6 +101,11 @@ async fn nothing_is_revived(backend: Backend) {
     assert_eq!(carl.http.get("/push/main/nix-cache-info").await.status, 401, "a suspended contributor acts");
     let gone = server.http().get(&format!("/main/{}.narinfo", leaked.hash())).await;
     assert_eq!(gone.status, 404, "a deleted path is served");
+    let listing = server.http().get(&format!("/main/{listing_url}")).await;
+    assert_eq!(listing.status, 404, "the listing of a deleted path is served");
+    let withdrawn = server.http().get(&format!("/main/{}.narinfo", bad.hash())).await;
+    assert_eq!(withdrawn.status, 404, "a withdrawn path is served");
+    assert_eq!(mallory.http.get("/push/main/nix-cache-info").await.status, 401, "a quarantined token lives");
     assert_eq!(narinfo(&server.http(), &kept).await, kept_text);
     assert_eq!(narinfo(&server.http(), &early).await, early_text);
     assert_eq!(narinfo(&server.http(), &late).await, late_text);

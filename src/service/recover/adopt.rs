@@ -19,7 +19,7 @@ use crate::nix::store_path::{StorePath, StorePathHash};
 use crate::service::ingest::{self, Pace};
 use crate::service::publish::Verified;
 use crate::service::release::Release;
-use crate::service::{Error, Result, Service};
+use crate::service::{Error, Result, Service, takedown};
 use crate::storage::{CacheObject, Folder, ObjectKey};
 use crate::time::Timestamp;
 
@@ -242,6 +242,9 @@ impl Service {
             for row in absent {
                 let (from, to) = (PathState::Published, PathState::Withdrawn);
                 if paths::change_state(&mut tx, &row.id, from, to, now).await? {
+                    let path = StorePath::from_base_name(&row.store_path).map(|path| path.hash());
+                    let path = paths::find_all(&mut tx, cache.id, path).await?;
+                    takedown::hide(&mut tx, cache, &path.iter().collect::<Vec<_>>(), now).await?;
                     said.recovery.paths_withdrawn += 1;
                 }
             }

@@ -7,8 +7,7 @@ use crate::db::signing_keys::{self, KeyState};
 use crate::db::{Gate, Tx, caches, contributors, epoch, restarting, tokens};
 use crate::nix::store_path::StorePath;
 use crate::service::release::Release;
-use crate::service::{Error, Result, Service};
-use crate::storage::CacheObject;
+use crate::service::{Call, Error, Result, Service, takedown};
 use crate::time::Timestamp;
 use crate::tlog::leaf::{CacheLine, Disclosed, Event, KeyEvent, PathLines, Signed, Word};
 
@@ -105,12 +104,19 @@ impl Service {
         };
         let Some(cache) = caches::by_name(tx, &name).await? else { return Ok(()) };
         let Some(row) = paths::find(tx, cache.id, path.hash()).await? else { return Ok(()) };
-        if row.state == PathState::Published
-            && paths::change_state(tx, &row.id, PathState::Published, to, at).await?
-        {
-            Release::by_worker(&cache, at).object(tx, CacheObject::Narinfo(path.hash())).await?;
-            said.recovery.paths_withdrawn += 1;
+        match (row.state, to) {
+            (PathState::Published | PathState::Withdrawn, PathState::Deleted) => {
+                let mut release = Release::by_worker(&cache, at);
+                // Its leaf is the lost one.
+                self.delete_in_tx(tx, &Call::host(), &mut release, &row, REASON, at).await?;
+            }
+            (PathState::Published, _) => {
+                paths::change_state(tx, &row.id, PathState::Published, to, at).await?;
+                takedown::hide(tx, &cache, &[&row], at).await?;
+            }
+            _ => return Ok(()),
         }
+        said.recovery.paths_withdrawn += 1;
         Ok(())
     }
 }
@@ -157,6 +163,10 @@ async fn tell_lost(tx: &mut Tx, said: &mut Said, event: &Event) -> Result<()> {
         Event::TokenIssue(token) => {
             Some(format!("the token {token} is dead if it was issued after the backup"))
         }
+        Event::Restore(Disclosed::Open(lines)) => Some(format!(
+            "{} of {} was restored from a quarantine; restore it again",
+            lines.path, lines.cache
+        )),
         Event::VaultSlot => {
             Some("a slot of the vault was added or removed; compare `narvault vault status`".to_owned())
         }
@@ -210,8 +220,8 @@ impl Said {
     }
 }
 
-/// Why a token is revoked, as its row says.
-const REASON: &str = "revoked, as the signature log says";
+/// Why a token is revoked and a path deleted, as far as it is known.
+const REASON: &str = "as the signature log says";
 
 /// Tokens of one contributor that are killed in one step.
 const TOKENS_MAX: i64 = 10_000;

@@ -245,21 +245,7 @@ impl Service {
                 gone.push(row);
             }
         }
-        let mut release = Release::by_worker(cache, now);
-        release_paths(tx, &mut release, &gone).await?;
-        let mut belongs = Vec::new();
-        for row in &gone {
-            let claim_id = row.claim_id.clone();
-            let (hash, file) = (row.claim.path.hash().to_string(), row.file.to_string());
-            belongs.push(Belongs { kind: AuxiliaryKind::Listing, subject: hash, claim_id: claim_id.clone() });
-            // A link to a NAR that another published path has as well goes on to lead somewhere.
-            if !paths::is_published(tx, cache.id, &row.file).await? {
-                belongs.push(Belongs { kind: AuxiliaryKind::DebugInfo, subject: file, claim_id });
-            }
-        }
-        for (kind, name) in auxiliary::put_aside(tx, cache.id, &belongs).await? {
-            release.auxiliary(tx, kind, &name).await?;
-        }
+        hide(tx, cache, &gone, now).await?;
         let detail =
             json!({ "quarantine": batch.row.id, "reason": batch.row.reason, "cause": cause.as_str() });
         for row in gone {
@@ -367,6 +353,31 @@ async fn live_evidence(tx: &mut Tx, row: &QuarantineRow, from: Timestamp) -> Res
             Ok(found)
         }
     }
+}
+
+/// Takes paths that were just withdrawn out of storage, with what stands beside them, which is put aside.
+pub(in crate::service) async fn hide(
+    tx: &mut Tx,
+    cache: &CacheRow,
+    rows: &[&PathRow],
+    now: Timestamp,
+) -> Result<()> {
+    let mut release = Release::by_worker(cache, now);
+    release_paths(tx, &mut release, rows).await?;
+    let mut belongs = Vec::new();
+    for row in rows {
+        let claim_id = row.claim_id.clone();
+        let (hash, file) = (row.claim.path.hash().to_string(), row.file.to_string());
+        belongs.push(Belongs { kind: AuxiliaryKind::Listing, subject: hash, claim_id: claim_id.clone() });
+        // A link to a NAR that another published path has as well goes on to lead somewhere.
+        if !paths::is_published(tx, cache.id, &row.file).await? {
+            belongs.push(Belongs { kind: AuxiliaryKind::DebugInfo, subject: file, claim_id });
+        }
+    }
+    for (kind, name) in auxiliary::put_aside(tx, cache.id, &belongs).await? {
+        release.auxiliary(tx, kind, &name).await?;
+    }
+    Ok(())
 }
 
 /// Has storage follow: narinfos, and the build trace entries whose outputs these are.
