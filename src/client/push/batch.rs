@@ -8,7 +8,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::super::error::{Error, is_passing};
 use super::super::http::Client;
 use super::News;
-use super::pack::Packed;
+use super::pack::{ALONE_BYTES_MIN, Packed};
 use super::plan::Index;
 use super::retry::{Patience, Retry, persist, random_fraction};
 use crate::api::{BATCH_FILES_MAX, BATCH_SIZE_BYTES_MAX, NarFrame, NarsStored, Refused};
@@ -121,7 +121,7 @@ fn body<'a>(files: impl Iterator<Item = &'a Small>) -> Vec<Bytes> {
 
 /// A batch of this size keeps a connection busy; larger ones would leave the server idle at the beginning and the
 /// client idle at the end.
-const ENOUGH_BYTES: usize = 4 * 1024 * 1024;
+const ENOUGH_BYTES: usize = ALONE_BYTES_MIN;
 
 static NOTHING: Bytes = Bytes::new();
 

@@ -107,11 +107,11 @@ pub struct Part {
     pub sha256: Sha256Digest,
 }
 
-/// What the files of a push may take of memory, all together: buffers for parts, and bytes of files that are whole and
-/// wait to be sent.
+/// What the files of a push may take of memory, all together: buffers for parts and for files that go alone, and bytes of
+/// smaller files that wait to be sent.
 ///
-/// Whoever waits for a buffer holds none, and whoever waits to be held keeps no file that is held from being sent: so
-/// nobody waits for ever.
+/// Whoever waits for a buffer holds none, whatever stays in one is sent without waiting for others, and whoever waits to
+/// be held keeps no file that is held from being sent: so nobody waits for ever.
 pub struct Room {
     buffers: Arc<Semaphore>,
     /// Made once and used again and again: an allocator keeps what it is given back, in as many places as there are
@@ -372,8 +372,13 @@ impl<'a> Parts<'a> {
         Ok(Some(Packed { stored, whole, parts: self.sent }))
     }
 
-    /// The file, held until it is sent: it may wait for company, and others need the buffer meanwhile.
+    /// The file, held until it is sent. Where it may wait for company, others need its buffer meanwhile.
     fn hold(&mut self) -> io::Result<Bytes> {
+        if self.filled() >= ALONE_BYTES_MIN
+            && let Some(buffer) = self.large.take()
+        {
+            return Ok(Bytes::from_owner(buffer));
+        }
         let permit = self.room.hold(self.filled())?;
         let bytes = match self.large.take() {
             Some(buffer) => buffer.bytes.as_slice().to_vec(),
@@ -415,6 +420,10 @@ pub const PART_SIZE_BYTES: usize = 16 * 1024 * 1024;
 
 /// Largest file that fits a batch.
 const WHOLE_BYTES_MAX: usize = BATCH_SIZE_BYTES_MAX as usize - FRAME_LINE_BYTES_MAX;
+
+/// From this size on a file is worth a request of its own, and stays in the buffer that it was made in: copies of such a
+/// size are what an allocator keeps for long.
+pub const ALONE_BYTES_MIN: usize = 4 * 1024 * 1024;
 
 /// Up to this size a file takes no buffer of the room; most paths of a closure stay below it.
 const SMALL_BYTES: usize = 1024 * 1024;

@@ -198,33 +198,65 @@ fn only_the_size_and_the_level_decide_whether_threads_are_used() {
     assert!(!with(Compression::Xz, 1).is_threaded(most) && !none().is_threaded(most));
 }
 
-#[tokio::test]
-async fn whole_files_that_wait_take_no_more_than_the_room_has() {
-    let room = Room::new(1, HELD);
-    let free = || room.held.available_permits() * HELD_PIECE_BYTES;
-    let contents = noise(10 << 20);
+/// Makes one file of so many bytes after the other, by the same room.
+fn packer(room: &Arc<Room>, size: usize) -> impl Fn() -> tokio::task::JoinHandle<Bytes> {
+    let contents = noise(size);
     let claim = claim_of(&Node::file(contents.clone()).to_nar());
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Arc::new(tempfile::tempdir().unwrap());
     std::fs::write(folder.path().join("file"), contents).unwrap();
-    let pack_one = || {
-        let (room, real, claim) = (room.clone(), folder.path().join("file"), claim.clone());
+    let room = room.clone();
+    move || {
+        let (room, folder, claim) = (room.clone(), folder.clone(), claim.clone());
         tokio::task::spawn_blocking(move || {
+            let real = folder.path().join("file");
             let source =
                 Source { real: &real, claim: &claim, packing: none(), threads: 1, progress: &|_| () };
-            pack(&source, &room, &mut |_| true)
+            pack(&source, &room, &mut |_| true).unwrap().whole.unwrap().bytes
         })
-    };
+    }
+}
 
-    let first = pack_one().await.unwrap().unwrap().whole.unwrap();
-    assert!(free() < 7 << 20, "{}", free());
-    let copy = first.bytes.clone();
-    let second = pack_one();
+#[tokio::test]
+async fn files_that_wait_for_company_take_no_more_than_the_room_has() {
+    let room = Room::new(1, HELD);
+    let free = || room.held.available_permits() * HELD_PIECE_BYTES;
+    let pack_one = packer(&room, 3 << 20);
+
+    let mut held = Vec::new();
+    while free() >= 4 << 20 {
+        held.push(pack_one().await.unwrap());
+        // Others are made meanwhile.
+        assert_eq!(room.buffers.available_permits(), 1);
+    }
+    let next = pack_one();
+    let first = held.remove(0);
+    let copy = first.clone();
     drop(first);
     // Somebody still sends it.
-    assert!(free() < 7 << 20, "{}", free());
+    assert!(free() < 4 << 20, "{}", free());
     drop(copy);
 
-    assert!(second.await.unwrap().unwrap().whole.is_some());
+    held.push(next.await.unwrap());
+    drop(held);
     assert_eq!(free(), HELD);
     assert_eq!(room.buffers.available_permits(), 1);
+}
+
+#[tokio::test]
+async fn a_file_that_goes_alone_stays_in_the_buffer_that_it_was_made_in() {
+    let room = Room::new(2, HELD);
+    let pack_one = packer(&room, ALONE_BYTES_MIN);
+
+    let first = pack_one().await.unwrap();
+    let second = pack_one().await.unwrap();
+    assert_eq!(
+        (room.buffers.available_permits(), room.held.available_permits()),
+        (0, HELD / HELD_PIECE_BYTES)
+    );
+    let third = pack_one();
+    drop(first);
+
+    drop((second, third.await.unwrap()));
+    assert_eq!(room.buffers.available_permits(), 2);
+    assert_eq!(room.free.lock().unwrap().len(), 2);
 }
