@@ -20,8 +20,8 @@ use narvault::nix::nar::build::Node;
 use narvault::nix::store_path::StorePath;
 use narvault::service::measure::MeasureLimits;
 use narvault::service::{
-    Call, ContributorKind, FIRST_CACHE, Limits, Liveness, OpenSettings, Origin, Service, TokenRequest,
-    VaultSettings,
+    Call, ContributorKind, FIRST_CACHE, KeyLimits, Limits, Liveness, OpenSettings, Origin, Service,
+    TokenRequest, VaultSettings,
 };
 use narvault::storage::{DiskSettings, Settings, Storage};
 use narvault::time::Clock;
@@ -83,6 +83,7 @@ async fn open(folder: &Path, memory: &Path) -> Result<(Service, Call), Failure> 
         direct_parts: false,
         withdrawn_max: Duration::from_secs(3600),
         narinfo_memory_bytes: 1 << 20,
+        keys: KeyLimits::default(),
     };
     let settings = OpenSettings {
         db,

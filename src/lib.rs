@@ -36,9 +36,9 @@
 //! - `vault` never returns a private key, and never talks to the database. `db` knows only what is sealed.
 //! - `storage` never shows a half-written object, and never relies on conditional writes.
 //! - `db` never decides who may do what; `http` neither: it reads a credential, asks the service, spells the answer.
-//! - In `service` one function reaches the key of a cache, `service::sign`. Two call it: `service::publish`, for a
-//!   `Verified`, which only a comparison with measured values makes, and `service::realisations`, for an output that is
-//!   published.
+//! - In `service` one function reaches the key of a cache, `service::sign`. Three call it: `service::publish`, for a
+//!   `Verified`, which only a comparison with measured values makes, `service::realisations`, for an output that is
+//!   published, and `service::keys`, which signs again what a leaf of the log accounts for.
 //! - No network or storage call happens inside a transaction. Rows are the truth; storage follows through the outbox.
 //! - Whatever signs, mints or records evidence passes the gate shared, as the first statement of its transaction;
 //!   whatever revokes, suspends, quarantines, restores, deletes or seals passes it exclusive; bookkeeping that neither depends on rights nor

@@ -4,6 +4,7 @@
 //! RFC 3339 in UTC, sizes are bytes, hashes are spelled as Nix spells them.
 
 pub mod frames;
+mod keys;
 mod push;
 mod takedown;
 mod webhooks;
@@ -11,6 +12,7 @@ mod webhooks;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+pub use keys::*;
 pub use push::*;
 pub use takedown::*;
 pub use webhooks::*;
@@ -202,6 +204,9 @@ pub struct KeyCreate {
     /// The text of `nix key generate-secret`: `name:base64`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub import: Option<String>,
+    /// Published, so that clients learn to trust it, and not signing until it is promoted or a rotation begins.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub next: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -210,7 +215,8 @@ pub struct KeyView {
     pub name: String,
     /// `name:base64`, as in `trusted-public-keys`.
     pub public_key: String,
-    /// `active`, and later states of a rotation.
+    /// `next` (published, signs not yet), `active` (signs), `retiring` (still signs), `retired` (signs no longer, is
+    /// still to be trusted), `compromised` or `destroyed` (not to be trusted).
     pub state: String,
     /// Whether the secret was made elsewhere.
     pub imported: bool,

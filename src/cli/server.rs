@@ -15,7 +15,7 @@ use crate::db::{Db, DbSettings};
 use crate::http::{self, App, HttpSettings, RunningServer};
 use crate::nix::nar::NarLimits;
 use crate::service::measure::MeasureLimits;
-use crate::service::{FirstStart, Limits, OpenSettings, Service, VaultSettings};
+use crate::service::{FirstStart, KeyLimits, Limits, OpenSettings, Service, VaultSettings};
 use crate::storage::{self, DiskSettings, Patience, S3Settings, Storage};
 use crate::time::Clock;
 use crate::vault::random;
@@ -169,6 +169,11 @@ pub fn limits(config: &Config) -> Result<Limits, TryFromIntError> {
         direct_parts: config.uploads.direct,
         withdrawn_max: Duration::from_secs(limits.withdrawn_days.saturating_mul(24 * 3600)),
         narinfo_memory_bytes: NARINFO_MEMORY_BYTES,
+        keys: KeyLimits {
+            resign_paths_per_second: config.keys.resign_paths_per_second,
+            publish_days: config.keys.rotation_publish_days,
+            wait_days: config.keys.rotation_wait_days,
+        },
     })
 }
 

@@ -15,13 +15,14 @@ use super::http::Client;
 use crate::api::{
     AuditQuery, AuditView, BATCH_MEDIA_TYPE, CacheCreate, CacheDeleteQuery, CacheEdit, CacheView,
     ClaimRequest, ContributorCreate, ContributorEdit, ContributorErased, ContributorKeyAdd, ContributorView,
-    DeliveryQuery, DeliveryView, JwkSet, KeyCreate, KeyView, LogOpenings, LogOpeningsQuery, MissingAnswer,
-    MissingRequest, NarsStored, Page, PageQuery, PartUrl, PartUrlRequest, PathDelete, PathDeleted,
-    PathProofQuery, PathQuery, PathSummary, PathView, PublishAnswer, PublishRequest, QuarantineCreate,
-    QuarantineOutcome, QuarantineQuery, QuarantineView, RestoreCreate, RestoreOutcome, RevokeRequest,
-    Revoked, SlotCreate, SlotView, StoredAnswer, StoredRequest, TokenCreate, TokenIssued, TokenQuery,
-    TokenRenew, TokenReport, TokenView, UnsealRequest, UploadComplete, UploadOpen, UploadPart, UploadView,
-    VaultView, VersionView, WebhookCreate, WebhookCreated, WebhookEdit, WebhookView, Whoami, WithdrawalView,
+    DeliveryQuery, DeliveryView, JwkSet, KeyCompromise, KeyCreate, KeyView, LogOpenings, LogOpeningsQuery,
+    MissingAnswer, MissingRequest, NarsStored, Page, PageQuery, PartUrl, PartUrlRequest, PathDelete,
+    PathDeleted, PathProofQuery, PathQuery, PathSummary, PathView, PublicKeysQuery, PublishAnswer,
+    PublishRequest, QuarantineCreate, QuarantineOutcome, QuarantineQuery, QuarantineView, RestoreCreate,
+    RestoreOutcome, RevokeRequest, Revoked, RotationCreate, RotationEdit, RotationView, SlotCreate, SlotView,
+    StoredAnswer, StoredRequest, TokenCreate, TokenIssued, TokenQuery, TokenRenew, TokenReport, TokenView,
+    UnloggedSignature, UnsealRequest, UploadComplete, UploadOpen, UploadPart, UploadView, VaultView,
+    VersionView, WebhookCreate, WebhookCreated, WebhookEdit, WebhookView, Whoami, WithdrawalView,
     WithdrawnPath, WithdrawnQuery,
 };
 use crate::nix::hash::Sha256Digest;
@@ -84,6 +85,81 @@ impl Client {
     /// The keys of a cache; those of a public one need no token.
     pub async fn keys(&self, cache: &str, query: &PageQuery) -> Result<Page<KeyView>, Error> {
         self.answer(self.api(Method::GET, &["caches", cache, "keys"])?.query(query)).await
+    }
+
+    pub async fn key_promote(&self, cache: &str, key: &str) -> Result<KeyView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["caches", cache, "keys", key, "promote"])?).await
+    }
+
+    pub async fn key_retire(&self, cache: &str, key: &str) -> Result<KeyView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["caches", cache, "keys", key, "retire"])?).await
+    }
+
+    pub async fn key_compromise(
+        &self,
+        cache: &str,
+        key: &str,
+        body: &KeyCompromise,
+    ) -> Result<RotationView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["caches", cache, "keys", key, "compromise"])?.json(body)).await
+    }
+
+    pub async fn key_destroy(&self, cache: &str, key: &str) -> Result<KeyView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["caches", cache, "keys", key, "destroy"])?).await
+    }
+
+    /// Signs everything published with a key.
+    pub async fn key_resign(&self, cache: &str, key: &str) -> Result<RotationView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["caches", cache, "keys", key, "resign"])?).await
+    }
+
+    /// Takes a retired key's signatures off everything published.
+    pub async fn key_drop_signatures(&self, cache: &str, key: &str) -> Result<RotationView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["caches", cache, "keys", key, "drop-signatures"])?).await
+    }
+
+    /// Signatures under the key's name that no leaf accounts for.
+    pub async fn key_unlogged(
+        &self,
+        cache: &str,
+        key: &str,
+        query: &PageQuery,
+    ) -> Result<Page<UnloggedSignature>, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::GET, &["caches", cache, "keys", key, "unlogged"])?.query(query)).await
+    }
+
+    /// Begins a planned rotation.
+    pub async fn key_rotate(&self, cache: &str, body: &RotationCreate) -> Result<RotationView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["caches", cache, "rotation"])?.json(body)).await
+    }
+
+    /// The rotation that is under way, or the last one.
+    pub async fn key_rotation(&self, cache: &str) -> Result<RotationView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::GET, &["caches", cache, "rotation"])?).await
+    }
+
+    pub async fn key_rotation_edit(&self, cache: &str, body: &RotationEdit) -> Result<RotationView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::PATCH, &["caches", cache, "rotation"])?.json(body)).await
+    }
+
+    pub async fn key_rotation_abandon(&self, cache: &str) -> Result<(), Error> {
+        self.require_token()?;
+        self.done(self.api(Method::DELETE, &["caches", cache, "rotation"])?).await
+    }
+
+    /// The keys that clients are to trust, as a text; a public cache's need no token.
+    pub async fn public_keys(&self, cache: &str, query: &PublicKeysQuery) -> Result<Vec<u8>, Error> {
+        self.bytes(self.api(Method::GET, &["caches", cache, "public-keys"])?.query(query)).await
     }
 
     // --- signature log ---

@@ -149,6 +149,17 @@ section! {
 }
 
 section! {
+    /// Rotations of signing keys.
+    Keys, "keys.",
+    /// Most paths in a second that get another signature while a key is rotated.
+    resign_paths_per_second: u64 = "500",
+    /// How many days a new key is published before it signs, unless the rotation says otherwise.
+    rotation_publish_days: u64 = "7",
+    /// How many days the old key signs on after all has the new signature; clients remember a narinfo for up to 30.
+    rotation_wait_days: u64 = "30",
+}
+
+section! {
     /// Messages to other servers about what happened.
     Webhooks, "webhooks.",
     /// Webhooks may lead to private and loopback addresses: whoever may add one reaches what this server reaches.
@@ -209,6 +220,7 @@ pub struct Config {
     pub vault: Vault,
     pub nars: Nars,
     pub uploads: Uploads,
+    pub keys: Keys,
     pub webhooks: Webhooks,
     pub log: Log,
     pub signature_log: SignatureLog,
@@ -245,6 +257,7 @@ pub fn reference() -> Vec<KeyDoc> {
         Vault::keys(),
         Nars::keys(),
         Uploads::keys(),
+        Keys::keys(),
         Webhooks::keys(),
         Log::keys(),
         SignatureLog::keys(),
@@ -295,6 +308,7 @@ impl Config {
         let vault = Vault::read(&values, problems);
         let nars = Nars::read(&values, problems);
         let uploads = Uploads::read(&values, problems);
+        let keys = Keys::read(&values, problems);
         let webhooks = Webhooks::read(&values, problems);
         let log = Log::read(&values, problems);
         let signature_log = SignatureLog::read(&values, problems);
@@ -306,6 +320,7 @@ impl Config {
             vault: vault?,
             nars: nars?,
             uploads: uploads?,
+            keys: keys?,
             webhooks: webhooks?,
             log: log?,
             signature_log: signature_log?,
@@ -319,7 +334,7 @@ impl Config {
         self.server.check(self.source("public_url"), problems);
         self.database.check(problems);
         let ranges = self.database.ranges().into_iter().chain(self.storage.ranges());
-        let ranges = ranges.chain(self.limits.ranges());
+        let ranges = ranges.chain(self.keys.ranges()).chain(self.limits.ranges());
         for (key, found, min, max) in ranges {
             if !(min..=max).contains(&found) {
                 problems.push(Problem::Range { key, place: self.source(key), min, max });
@@ -341,6 +356,7 @@ impl Config {
             self.vault.shown(),
             self.nars.shown(),
             self.uploads.shown(),
+            self.keys.shown(),
             self.webhooks.shown(),
             self.log.shown(),
             self.signature_log.shown(),
@@ -420,6 +436,16 @@ impl Storage {
             // Leases of the outbox last a little longer, and nobody else writes the object meanwhile.
             ("storage.timeout_seconds", self.timeout_seconds, 5, 600),
             ("storage.attempts_max", self.attempts_max, 1, 20),
+        ]
+    }
+}
+
+impl Keys {
+    fn ranges(&self) -> [(&'static str, u64, u64, u64); 3] {
+        [
+            ("keys.resign_paths_per_second", self.resign_paths_per_second, 1, 100_000),
+            ("keys.rotation_publish_days", self.rotation_publish_days, 0, 365),
+            ("keys.rotation_wait_days", self.rotation_wait_days, 0, 365),
         ]
     }
 }

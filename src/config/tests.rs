@@ -60,6 +60,9 @@ vault.passphrase_file =
 nars.deliver = proxy
 nars.redirect_private = false
 uploads.direct = false
+keys.resign_paths_per_second = 500
+keys.rotation_publish_days = 7
+keys.rotation_wait_days = 30
 webhooks.allow_private = false
 webhooks.allow_http = false
 log.format = text
@@ -123,6 +126,9 @@ fn every_key_is_read_from_the_file_and_from_its_variable() {
         ("nars.deliver", "redirect"),
         ("nars.redirect_private", "true"),
         ("uploads.direct", "true"),
+        ("keys.resign_paths_per_second", "13"),
+        ("keys.rotation_publish_days", "14"),
+        ("keys.rotation_wait_days", "15"),
         ("webhooks.allow_private", "true"),
         ("webhooks.allow_http", "true"),
         ("log.format", "json"),
@@ -261,6 +267,9 @@ fn numbers_out_of_range_are_refused() {
         "limits.upload_min_bytes_per_second = 0",
         "limits.unpublished_nar_hours = 0",
         "limits.withdrawn_days = 3651",
+        "keys.resign_paths_per_second = 0",
+        "keys.rotation_publish_days = 366",
+        "keys.rotation_wait_days = 366",
         "limits.shutdown_seconds = 0",
         "limits.rate_per_minute = 0",
         "storage.connect_timeout_seconds = 0",

@@ -1,5 +1,7 @@
 //! Keys: public halves in clear, seeds sealed. Never sees a seed.
 
+use std::collections::HashSet;
+
 use super::{Connection, Result, corrupt, epoch, one_row};
 use crate::access::CacheId;
 use crate::nix::signature::{KeyName, PublicKey};
@@ -178,8 +180,8 @@ pub async fn insert(connection: &mut Connection, row: &KeyRow) -> Result<()> {
     epoch::advance(connection).await
 }
 
-/// The key of this name.
-pub async fn by_name(connection: &mut Connection, name: &KeyName) -> Result<Option<KeyRow>> {
+/// The key of this name, whosever it is.
+pub async fn named(connection: &mut Connection, name: &KeyName) -> Result<Option<KeyRow>> {
     let row: Option<Row> = sqlx::query_as(
         "SELECT id, purpose, cache_id, name, version, public_key, sealed, kek_version, state, imported_at, \
          created_at FROM signing_keys WHERE name = $1",
@@ -200,6 +202,39 @@ pub async fn change_state(connection: &mut Connection, id: &str, from: KeyState,
         .await?;
     one_row("signing_keys", result.rows_affected())?;
     epoch::advance(connection).await
+}
+
+/// The key of a cache under this name.
+pub async fn by_name(connection: &mut Connection, cache: CacheId, name: &KeyName) -> Result<Option<KeyRow>> {
+    let row: Option<Row> = sqlx::query_as(
+        "SELECT id, purpose, cache_id, name, version, public_key, sealed, kek_version, state, imported_at, \
+         created_at FROM signing_keys WHERE cache_id = $1 AND name = $2",
+    )
+    .bind(cache.to_string())
+    .bind(name.as_str())
+    .fetch_optional(connection)
+    .await?;
+    row.map(Row::read).transpose()
+}
+
+/// The ids of all keys that may be open: those that sign.
+pub async fn ids_of_signing(connection: &mut Connection) -> Result<HashSet<String>> {
+    let rows: Vec<(String,)> =
+        sqlx::query_as("SELECT id FROM signing_keys WHERE state IN ('active', 'retiring')")
+            .fetch_all(connection)
+            .await?;
+    Ok(rows.into_iter().map(|(id,)| id).collect())
+}
+
+/// Puts another record in the place of a sealed seed, which is gone then.
+pub async fn overwrite_sealed(connection: &mut Connection, id: &str, sealed: &Sealed) -> Result<()> {
+    let result = sqlx::query("UPDATE signing_keys SET sealed = $2, kek_version = $3 WHERE id = $1")
+        .bind(id)
+        .bind(sealed.as_bytes())
+        .bind(i64::from(sealed.kek_version()))
+        .execute(connection)
+        .await?;
+    one_row("signing_keys", result.rows_affected())
 }
 
 #[cfg(test)]
@@ -232,6 +267,24 @@ mod tests {
 
             found.sort();
             assert_eq!(found, ["active", "retiring"]);
+        }
+
+        async fn a_key_is_found_by_its_name_and_its_seed_overwritten(test: &TestDb) {
+            let mut tx = test.db.begin(Gate::Shared).await.unwrap();
+            let cache = testing::cache(&mut tx, "main").await.id;
+            let other = testing::cache(&mut tx, "other").await.id;
+            let row = testing::key(&mut tx, Purpose::Cache, Some(cache), "main-1", KeyState::Retired).await;
+            let name = row.public_key.name().clone();
+
+            assert_eq!(by_name(&mut tx, cache, &name).await.unwrap(), Some(row.clone()));
+            assert_eq!(by_name(&mut tx, other, &name).await.unwrap(), None);
+            assert!(ids_of_signing(&mut tx).await.unwrap().is_empty());
+
+            let erased = row.key.sealed.erased();
+            overwrite_sealed(&mut tx, &row.key.label.id, &erased).await.unwrap();
+            let found = by_name(&mut tx, cache, &name).await.unwrap().unwrap();
+            assert_eq!(found.key.sealed, erased);
+            assert_ne!(found.key.sealed, row.key.sealed);
         }
 
         async fn a_name_is_given_once_and_a_state_left_once(test: &TestDb) {

@@ -15,6 +15,7 @@ mod paging;
 mod paths;
 mod push;
 mod refusals;
+mod rotations;
 mod server;
 mod takedown;
 mod tokens;
@@ -63,6 +64,15 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(caches::create, caches::list))
         .routes(routes!(caches::show, caches::edit, caches::delete))
         .routes(routes!(keys::create, keys::list))
+        .routes(routes!(rotations::promote))
+        .routes(routes!(rotations::retire))
+        .routes(routes!(rotations::compromise))
+        .routes(routes!(rotations::destroy))
+        .routes(routes!(rotations::resign))
+        .routes(routes!(rotations::drop_signatures))
+        .routes(routes!(rotations::unlogged))
+        .routes(routes!(rotations::rotate, rotations::show, rotations::edit, rotations::abandon))
+        .routes(routes!(rotations::public_keys))
         .routes(routes!(paths::missing))
         .routes(routes!(push::nars))
         .routes(routes!(push::stored))

@@ -174,6 +174,7 @@ fn conflict_slug(conflict: &Conflict) -> &'static str {
         Conflict::NameTaken(_) => "name-taken",
         Conflict::PrefixOverlaps(_) => "prefix-overlaps",
         Conflict::CacheNotEmpty { .. } => "cache-not-empty",
+        Conflict::SignedAlone { .. } => "signed-alone",
         Conflict::State(_) => "state",
     }
 }

@@ -69,6 +69,17 @@ pub const METRICS: &[Metric] = &[
     ),
     counter("narvault_signatures_total", &[], "Signatures made"),
     counter("narvault_upload_bytes_total", &[], "Bytes of NARs received"),
+    gauge(
+        "narvault_rotation_left",
+        &[],
+        "Paths and realisations that rotations of keys have not looked at yet",
+    ),
+    counter("narvault_resigned_total", &[], "Paths and realisations signed again by another key"),
+    counter(
+        "narvault_unlogged_signatures_total",
+        &[],
+        "Signatures found that no leaf of the log accounts for",
+    ),
     gauge("narvault_vault_open", &[], "1 if the vault is open on this replica, 0 if it is sealed"),
     counter(
         "narvault_webhook_deliveries_total",

@@ -45,6 +45,9 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
         ::metrics::gauge!("narvault_webhook_waiting").set(backlog.count as f64);
         ::metrics::gauge!("narvault_webhook_oldest_seconds").set(backlog.oldest_seconds as f64);
     }
+    if let Ok(left) = app.service.rotations_left().await {
+        ::metrics::gauge!("narvault_rotation_left").set(left as f64);
+    }
     let content_type = (header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
     ([content_type, NO_STORE], metrics::render()).into_response()
 }

@@ -18,3 +18,4 @@ pub mod realisation;
 pub mod references;
 pub mod signature;
 pub mod store_path;
+pub mod trust;

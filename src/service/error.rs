@@ -94,6 +94,11 @@ pub enum Conflict {
     PrefixOverlaps(String),
     #[error("the cache holds {paths} paths; delete them first, or purge")]
     CacheNotEmpty { paths: u64 },
+    #[error(
+        "{paths} published paths and realisations are signed by this key alone; sign them again first, with \
+         `narvault key resign`"
+    )]
+    SignedAlone { paths: u64 },
     #[error("{0}")]
     State(&'static str),
 }

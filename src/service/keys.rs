@@ -1,6 +1,19 @@
-//! Signing keys of caches: made or imported, listed. A secret goes in and never comes out.
+//! Signing keys of caches: made or imported, listed, and taken from one state to the next. A secret goes in and never
+//! comes out.
 
-use serde_json::json;
+mod accounted;
+mod inspect;
+mod purge;
+mod resign;
+mod rotation;
+mod states;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use serde_json::{Value, json};
+
+pub use self::rotation::{PublicKeys, Rotation, RotationRequest, StepTime};
 
 use super::audit::Act;
 use super::contributors::taken;
@@ -14,6 +27,23 @@ use crate::db::{Connection, Gate, Tx, contributors, restarting};
 use crate::nix::signature::{KeyName, PublicKey};
 use crate::time::Timestamp;
 use crate::vault::{KeyLabel, NixSecretKey, Purpose, SealedKey, VaultError};
+
+/// What signing again and rotations may cost. Each is a configuration key.
+#[derive(Debug, Clone, Copy)]
+pub struct KeyLimits {
+    /// Most paths signed again in a second, by one replica.
+    pub resign_paths_per_second: u64,
+    /// How long a new key is published before it signs, unless told.
+    pub publish_days: u64,
+    /// How long the old key goes on signing after all was signed again, unless told.
+    pub wait_days: u64,
+}
+
+impl Default for KeyLimits {
+    fn default() -> Self {
+        Self { resign_paths_per_second: 500, publish_days: 7, wait_days: 30 }
+    }
+}
 
 /// Where a new key of a cache comes from.
 #[derive(Debug)]
@@ -37,6 +67,26 @@ impl KeySource {
 impl Service {
     /// Makes or imports a signing key; it is active at once, beside those that are.
     pub async fn create_key(&self, call: &Call, cache: &CacheName, source: &KeySource) -> Result<KeyRow> {
+        self.make_key(call, cache, source, KeyState::Active).await
+    }
+
+    /// Makes or imports a signing key that does not sign yet: clients may learn to trust it.
+    pub async fn create_next_key(
+        &self,
+        call: &Call,
+        cache: &CacheName,
+        source: &KeySource,
+    ) -> Result<KeyRow> {
+        self.make_key(call, cache, source, KeyState::Next).await
+    }
+
+    async fn make_key(
+        &self,
+        call: &Call,
+        cache: &CacheName,
+        source: &KeySource,
+        state: KeyState,
+    ) -> Result<KeyRow> {
         self.require(call, &Action::Administer, "key-create", cache.as_str()).await?;
         self.require_open()?;
         restarting(|| async {
@@ -46,7 +96,7 @@ impl Service {
             self.recheck(&mut tx, call, &Action::Administer, now).await?;
             self.recheck_open(&mut tx).await?;
             let cache = caches::by_name(&mut tx, cache).await?.ok_or(Error::NotFound("cache"))?;
-            let row = self.insert_cache_key(&mut tx, &cache, source, now).await?;
+            let row = self.insert_cache_key(&mut tx, &cache, source, state, now).await?;
             let event = Event::Key { cache: Some(&cache), key: &row, before: None };
             self.emit(&mut tx, call, event, now).await?;
             self.record(&mut tx, call, vec![created(&row, Some(&cache))], now).await?;
@@ -68,6 +118,7 @@ impl Service {
         tx: &mut Tx,
         cache: &CacheRow,
         source: &KeySource,
+        state: KeyState,
         now: Timestamp,
     ) -> Result<KeyRow> {
         let standing = signing_keys::of_cache(tx, cache.id).await?;
@@ -94,7 +145,7 @@ impl Service {
             KeySource::New { .. } => vault.seal_new_key(label),
         });
         let imported = matches!(source, KeySource::Imported(_));
-        self.insert_key(tx, key.map_err(key_error)?, imported, now).await
+        self.insert_key(tx, key.map_err(key_error)?, state, imported, now).await
     }
 
     /// The row of a new key of the server itself.
@@ -107,20 +158,21 @@ impl Service {
     ) -> Result<KeyRow> {
         let label = KeyLabel { id: self.new_id(now), name, version: 1, purpose, cache_id: None };
         let key = self.inner.keyring.with_vault(|vault| vault.seal_new_key(label)).map_err(key_error)?;
-        self.insert_key(tx, key, false, now).await
+        self.insert_key(tx, key, KeyState::Active, false, now).await
     }
 
     async fn insert_key(
         &self,
         tx: &mut Tx,
         key: SealedKey,
+        state: KeyState,
         imported: bool,
         now: Timestamp,
     ) -> Result<KeyRow> {
         let refused = |error: &dyn std::error::Error| Rejection::value("name", error);
         let name: KeyName = key.label.name.parse().map_err(|error| refused(&error))?;
         let public_key = PublicKey::new(name, &key.public_key).map_err(|error| refused(&error))?;
-        let row = KeyRow { key, public_key, state: KeyState::Active, imported, created_at: now };
+        let row = KeyRow { key, public_key, state, imported, created_at: now };
         signing_keys::insert(tx, &row).await.map_err(|error| taken(error, row.public_key.name().as_str()))?;
         Ok(row)
     }
@@ -163,6 +215,25 @@ pub(super) fn created<'a>(row: &KeyRow, cache: Option<&'a CacheRow>) -> Act<'a> 
         event: Some(AdminEvent::KeyCreate {
             public_key: Box::new(row.public_key.clone()),
             state: row.state.as_str(),
+        }),
+    }
+}
+
+/// The act of a key's change to another state.
+pub(super) fn changed<'a>(row: &KeyRow, to: KeyState, cache: &'a CacheRow, detail: Value) -> Act<'a> {
+    let mut detail = detail;
+    if let Value::Object(members) = &mut detail {
+        members.insert("from".to_owned(), json!(row.state.as_str()));
+        members.insert("to".to_owned(), json!(to.as_str()));
+    }
+    Act {
+        action: "key-state",
+        subject: row.public_key.name().to_string(),
+        detail,
+        cache: Some(cache),
+        event: Some(AdminEvent::KeyState {
+            public_key: Box::new(row.public_key.clone()),
+            state: to.as_str(),
         }),
     }
 }

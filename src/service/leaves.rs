@@ -34,6 +34,7 @@ pub(super) struct Leaf<'a> {
 /// What happened.
 pub(super) enum LeafEvent<'a> {
     Sign { claim: &'a Claim, signature: &'a Signature, replaces: Option<i64> },
+    Resign { claim: &'a Claim, signature: &'a Signature, replaces: Option<i64> },
     Realisation { output: &'a Claim, signature: &'a Signature },
     Conflict(&'a Claim),
     Delete(&'a Claim),
@@ -56,6 +57,10 @@ pub(super) enum AdminEvent {
     /// Also its end, and other changes of a contributor; `detail` tells.
     ContributorSuspend(ContributorId),
     KeyCreate {
+        public_key: Box<PublicKey>,
+        state: &'static str,
+    },
+    KeyState {
         public_key: Box<PublicKey>,
         state: &'static str,
     },
@@ -117,19 +122,23 @@ fn event(
         })
     };
     let policy = || "direct".parse::<Word>().map(Some);
-    let event = match &leaf.event {
-        LeafEvent::Sign { claim, signature, replaces } => Event::Sign(Signed {
+    let mut signed = |claim: &Claim,
+                      signature: &Signature,
+                      replaces: Option<i64>|
+     -> std::result::Result<Signed, ValueError> {
+        Ok(Signed {
             claim: disclose(claim_lines(claim)?, hidden, openings),
             key: signature.name.as_str().parse()?,
             sig: SignatureBytes(signature.bytes),
             basis: Basis { policy: policy()?, replaces: replaces.and_then(|index| index.try_into().ok()) },
-        }),
-        LeafEvent::Realisation { output, signature } => Event::Realisation(Signed {
-            claim: disclose(claim_lines(output)?, hidden, openings),
-            key: signature.name.as_str().parse()?,
-            sig: SignatureBytes(signature.bytes),
-            basis: Basis { policy: policy()?, replaces: None },
-        }),
+        })
+    };
+    let event = match &leaf.event {
+        LeafEvent::Sign { claim, signature, replaces } => Event::Sign(signed(claim, signature, *replaces)?),
+        LeafEvent::Resign { claim, signature, replaces } => {
+            Event::Resign(signed(claim, signature, *replaces)?)
+        }
+        LeafEvent::Realisation { output, signature } => Event::Realisation(signed(output, signature, None)?),
         LeafEvent::Conflict(claim) => Event::Conflict(disclose(path_lines(claim)?, hidden, openings)),
         LeafEvent::Delete(claim) => Event::Delete(disclose(path_lines(claim)?, hidden, openings)),
         LeafEvent::Restore(claim) => Event::Restore(disclose(path_lines(claim)?, hidden, openings)),
@@ -151,16 +160,25 @@ fn admin_event(admin: &AdminEvent, cache: Disclosed<CacheLine>) -> std::result::
         AdminEvent::ContributorCreate(id) => Event::ContributorCreate(id.to_string().parse()?),
         AdminEvent::ContributorQuarantine(id) => Event::ContributorQuarantine(id.to_string().parse()?),
         AdminEvent::ContributorSuspend(id) => Event::ContributorSuspend(id.to_string().parse()?),
-        AdminEvent::KeyCreate { public_key, state } => Event::KeyCreate(KeyEvent {
-            cache,
-            key: public_key.name().as_str().parse()?,
-            public_key: Some(public_key.to_string().parse()?),
-            state: Some(state.parse()?),
-        }),
+        AdminEvent::KeyCreate { public_key, state } => Event::KeyCreate(key_event(cache, public_key, state)?),
+        AdminEvent::KeyState { public_key, state } => Event::KeyState(key_event(cache, public_key, state)?),
         AdminEvent::PolicyChange => Event::PolicyChange(cache),
         AdminEvent::TokenIssue(id) => Event::TokenIssue(id.to_string().parse()?),
         AdminEvent::TokenRevoke(id) => Event::TokenRevoke(id.to_string().parse()?),
         AdminEvent::VaultSlot => Event::VaultSlot,
+    })
+}
+
+fn key_event(
+    cache: Disclosed<CacheLine>,
+    public_key: &PublicKey,
+    state: &str,
+) -> std::result::Result<KeyEvent, ValueError> {
+    Ok(KeyEvent {
+        cache,
+        key: public_key.name().as_str().parse()?,
+        public_key: Some(public_key.to_string().parse()?),
+        state: Some(state.parse()?),
     })
 }
 

@@ -95,6 +95,11 @@ impl LogHealth {
         Ok(())
     }
 
+    /// How many leaves no checkpoint covers yet, as the last round of this replica's publisher found.
+    pub fn behind_leaves(&self) -> u64 {
+        self.lock().behind_leaves
+    }
+
     fn seen(&self, size: u64, published: u64, now: Instant) {
         let mut health = self.lock();
         health.behind_leaves = size.saturating_sub(published);

@@ -66,7 +66,7 @@ pub use call::{Call, Origin};
 pub use contributors::{ContributorChange, ContributorDetails};
 pub use erasure::Erased;
 pub use error::{Conflict, Error, Rejection};
-pub use keys::KeySource;
+pub use keys::{KeyLimits, KeySource, PublicKeys, Rotation, RotationRequest, StepTime};
 pub use log_publisher::{Fork, SigningStopped};
 pub use memory::RenderedNarInfo;
 pub use openings::{LogOpening, OPENINGS_COUNT_MAX};
@@ -95,9 +95,11 @@ pub use crate::db::audit::{AuditRow, Outcome as AuditOutcome};
 pub use crate::db::caches::{CacheRow, UndeclaredReferences, Upstream, UpstreamPaths};
 pub use crate::db::contributors::ContributorKind;
 pub use crate::db::evidence::{ConflictRow, EvidenceRow};
+pub use crate::db::key_rotations::{Progress, RotationKind, RotationStep};
 pub use crate::db::measured::StoredNar;
 pub use crate::db::paths::{PathState, PathSummaryRow, SignatureRow};
 pub use crate::db::quarantines::QuarantineRow;
+pub use crate::db::resigning::UnloggedRow;
 pub use crate::db::signing_keys::KeyRow;
 pub use crate::db::tokens::TokenRow;
 pub use crate::db::uploads::PartRow;
@@ -184,6 +186,7 @@ pub struct Limits {
     pub direct_parts: bool,
     /// Rendered narinfos kept in memory.
     pub narinfo_memory_bytes: u64,
+    pub keys: KeyLimits,
 }
 
 /// What a service is opened with.
@@ -253,9 +256,9 @@ impl Service {
         Ok((service, first))
     }
 
-    /// Begins the work in the background: release, sweeping, quarantines that were broken off, the epoch, last uses, the
-    /// published log, webhooks. Where the database is older than what was published from it, nothing that writes to
-    /// storage: what its outbox asks for may have been taken back since.
+    /// Begins the work in the background: release, sweeping, quarantines that were broken off, the epoch, last uses,
+    /// rotations of keys, the published log, webhooks. Where the database is older than what was published from it,
+    /// nothing that writes to storage: what its outbox asks for may have been taken back since.
     pub fn start_background(&self) {
         self.spawn(self.clone().epoch_poller());
         self.spawn(self.clone().seal_poller());
@@ -267,6 +270,7 @@ impl Service {
         self.spawn(self.clone().sweeper(self.inner.stop.clone()));
         self.spawn(self.clone().quarantine_worker(self.inner.stop.clone()));
         self.spawn(self.clone().token_uses_worker());
+        self.spawn(self.clone().key_worker(self.inner.stop.clone()));
         self.spawn(self.clone().log_publisher(self.inner.stop.clone()));
         self.spawn(self.clone().webhook_worker(self.inner.stop.clone()));
         self.spawn(self.clone().audit_committer(self.inner.stop.clone()));

@@ -12,6 +12,7 @@ use super::release::Wanted;
 use super::vault::VaultSettings;
 use super::{Call, Error, Rejection, Result, Service};
 use crate::access::{CacheName, ClaimSecret, ContributorName};
+use crate::db::signing_keys::KeyState;
 use crate::db::{Db, Gate, cluster, restarting, vault};
 use crate::nix::signature::PublicKey;
 use crate::time::Clock;
@@ -116,7 +117,8 @@ impl Service {
             undeclared_references: None,
         };
         let (cache, objects) = self.insert_cache(&mut tx, &new, now).await?;
-        let key = self.insert_cache_key(&mut tx, &cache, &KeySource::New { name: None }, now).await?;
+        let source = KeySource::New { name: None };
+        let key = self.insert_cache_key(&mut tx, &cache, &source, KeyState::Active, now).await?;
         let admin: ContributorName =
             FIRST_ADMIN.parse().map_err(|error| Rejection::value("contributor", error))?;
         let claim = self.new_admin_claim(&mut tx, &admin, now).await?;

@@ -6,8 +6,8 @@ use bytes::Bytes;
 
 use super::measure::MeasureLimits;
 use super::{
-    Call, FIRST_CACHE, FirstStart, Limits, Liveness, OpenSettings, Origin, Published, Service, TokenRequest,
-    VaultSettings,
+    Call, FIRST_CACHE, FirstStart, KeyLimits, Limits, Liveness, OpenSettings, Origin, Published, Service,
+    TokenRequest, VaultSettings,
 };
 use crate::access::{Caller, ContributorName, Credential, TokenText};
 use crate::db::Db;
@@ -30,7 +30,17 @@ pub struct TestService {
 
 /// Opens a service; several on one database are replicas.
 pub async fn open(test: &TestDb, clock: &Clock, vault: VaultSettings) -> (Service, Option<FirstStart>) {
-    open_on(test, Db::open(&test.settings).await.unwrap(), clock, vault).await
+    open_paced(test, clock, vault, KeyLimits::default()).await
+}
+
+/// The same, with other limits for keys.
+pub async fn open_paced(
+    test: &TestDb,
+    clock: &Clock,
+    vault: VaultSettings,
+    keys: KeyLimits,
+) -> (Service, Option<FirstStart>) {
+    open_on(test, Db::open(&test.settings).await.unwrap(), clock, vault, keys).await
 }
 
 async fn open_on(
@@ -38,6 +48,7 @@ async fn open_on(
     db: Db,
     clock: &Clock,
     vault: VaultSettings,
+    keys: KeyLimits,
 ) -> (Service, Option<FirstStart>) {
     let root = test.folder.path().join("storage");
     let storage = Storage::open(storage::Settings::Disk(DiskSettings { root }), uuid::Uuid::now_v7());
@@ -45,7 +56,7 @@ async fn open_on(
         db,
         storage: storage.await.unwrap(),
         clock: clock.clone(),
-        limits: limits(),
+        limits: Limits { keys, ..limits() },
         vault,
         webhooks: webhook::Allowed { private: true, http: true },
         witnesses: Vec::new(),
@@ -73,14 +84,20 @@ fn limits() -> Limits {
         direct_parts: false,
         withdrawn_max: Duration::from_secs(90 * 24 * 3600),
         narinfo_memory_bytes: 1 << 20,
+        keys: KeyLimits::default(),
     }
 }
 
 impl TestService {
     /// A server after its first start, with an admin.
     pub async fn start(test: &TestDb) -> Self {
+        Self::start_paced(test, KeyLimits::default()).await
+    }
+
+    /// The same, with other limits for keys.
+    pub async fn start_paced(test: &TestDb, keys: KeyLimits) -> Self {
         let clock = Clock::fixed(NOON);
-        let (service, first) = open_on(test, test.db.clone(), &clock, vault(test)).await;
+        let (service, first) = open_on(test, test.db.clone(), &clock, vault(test), keys).await;
         let claim = first.unwrap().claim;
         let admin = service.claim_admin(&anonymous(), claim.expose()).await.unwrap().text;
         Self { service, clock, admin }

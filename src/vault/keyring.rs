@@ -55,6 +55,30 @@ impl Keyring {
         }
     }
 
+    /// Wipes the open seeds of all keys but those of which `keep` says so, by their ids.
+    pub fn retain(&self, keep: impl Fn(&str) -> bool) {
+        if let Some(opened) = self.write().as_mut() {
+            opened.keys.retain(|id, _| keep(id));
+        }
+    }
+
+    /// Whether the seed of a key lies open.
+    #[cfg(test)]
+    pub(crate) fn holds(&self, key_id: &str) -> bool {
+        self.read().as_ref().is_some_and(|opened| opened.keys.contains_key(key_id))
+    }
+
+    /// Has a row prove that its public key belongs to its sealed seed, also one that signs no longer: its seed is
+    /// wiped at once.
+    pub fn prove(&self, row: &SealedKey) -> Result<(), VaultError> {
+        let state = self.read();
+        let opened = state.as_ref().ok_or(VaultError::Sealed)?;
+        match opened.opened(row) {
+            Some(_) => Ok(()),
+            None => opened.vault.open_key(row).map(drop),
+        }
+    }
+
     /// Whether nobody works with the vault at this moment: then signing waits for nobody.
     pub fn is_free(&self) -> bool {
         !matches!(self.0.try_write(), Err(TryLockError::WouldBlock))
@@ -230,6 +254,38 @@ mod tests {
 
         assert_eq!(open_seeds(&keyring), 0);
         assert_eq!(keyring.sign_claim(&key, b"1;").unwrap(), signature);
+    }
+
+    #[test]
+    fn only_kept_keys_stay_open() {
+        let keyring = open_keyring();
+        for id in ["one", "two"] {
+            let key = new_key(&keyring, id, Purpose::Cache);
+            keyring.sign_claim(&key, b"1;").unwrap();
+        }
+
+        keyring.retain(|id| id == "two");
+
+        assert_eq!(open_seeds(&keyring), 1);
+    }
+
+    #[test]
+    fn a_row_proves_its_public_key_and_stays_closed() {
+        let keyring = open_keyring();
+        let row = new_key(&keyring, "cache", Purpose::Cache);
+        let other = new_key(&keyring, "other", Purpose::Cache);
+
+        keyring.prove(&row).unwrap();
+
+        assert_eq!(open_seeds(&keyring), 0);
+        for changed in [
+            SealedKey { public_key: other.public_key, ..row.clone() },
+            SealedKey { sealed: row.sealed.erased(), ..row.clone() },
+        ] {
+            assert!(matches!(keyring.prove(&changed), Err(VaultError::Tampered { .. })));
+        }
+        keyring.lock();
+        assert!(matches!(keyring.prove(&row), Err(VaultError::Sealed)));
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod first_run;
 mod flow;
 mod hooks;
 mod isolation;
+mod key_rotation;
 mod leases;
 mod log_audit;
 mod log_mirror;

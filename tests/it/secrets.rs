@@ -109,7 +109,10 @@ async fn story(site: &Site, settings: &[(&str, &str)], unseal: &UnsealRequest) -
     let mut heard = Heard(Vec::new());
 
     heard.value(
-        &admin.key_create("main", &KeyCreate { import: Some(imported.clone()), name: None }).await.unwrap(),
+        &admin
+            .key_create("main", &KeyCreate { import: Some(imported.clone()), ..KeyCreate::default() })
+            .await
+            .unwrap(),
     );
     let contributor = serde_json::from_value(json!({ "name": "alice", "kind": "person" })).unwrap();
     heard.value(&admin.contributor_create(&contributor).await.unwrap());

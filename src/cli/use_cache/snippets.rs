@@ -5,6 +5,7 @@
 use clap::ValueEnum;
 
 use crate::client::nix_conf::Used;
+use crate::nix::trust::Trusted;
 
 // Not documentation, which clap would print.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -24,40 +25,14 @@ pub enum Format {
 /// The text for `format`; `netrc_host` is the host of a private cache.
 pub fn snippet(format: Format, used: &Used, netrc_host: Option<&str>) -> String {
     let Used { url, public_keys } = used;
-    let quoted = public_keys.iter().map(|key| format!("\"{key}\"")).collect::<Vec<_>>().join(" ");
-    let keys = public_keys.join(" ");
     let netrc_line = |host: &str| format!("machine {host} login narvault password nvt_...");
+    let netrc = netrc_host.map(netrc_line);
+    let trusted = Trusted { url, public_keys, netrc: netrc.as_deref() };
+    let (quoted, keys) = (trusted.quoted_keys(), public_keys.join(" "));
     match format {
-        Format::NixConf => {
-            let netrc = netrc_host.map_or(String::new(), |host| {
-                format!(
-                    "# The cache is private. A file of mode 0600 holds: {}\nnetrc-file = /etc/nix/netrc\n",
-                    netrc_line(host)
-                )
-            });
-            format!("extra-substituters = {url}\nextra-trusted-public-keys = {keys}\n{netrc}")
-        }
-        Format::Nixos => {
-            let netrc = netrc_host.map_or(String::new(), |host| {
-                format!(
-                    "    # The cache is private. A file that is not in the store holds: {}\n    \
-                     netrc-file = \"/etc/nix/netrc\";\n",
-                    netrc_line(host)
-                )
-            });
-            format!(
-                "{{\n  nix.settings = {{\n    substituters = [ \"{url}\" ];\n    trusted-public-keys = [ {quoted} ];\n{netrc}  }};\n}}\n"
-            )
-        }
-        Format::Flake => {
-            let netrc = netrc_host.map_or(String::new(), |host| {
-                format!("    # The cache is private. Each user's netrc file holds: {}\n", netrc_line(host))
-            });
-            format!(
-                "{{\n  # Users are asked whether they trust this, unless they are in `trusted-users`.\n  nixConfig = {{\n    \
-                 extra-substituters = [ \"{url}\" ];\n    extra-trusted-public-keys = [ {quoted} ];\n{netrc}  }};\n}}\n"
-            )
-        }
+        Format::NixConf => trusted.nix_conf(),
+        Format::Nixos => trusted.nixos(),
+        Format::Flake => trusted.flake(),
         Format::HomeManager => {
             let netrc = netrc_host.map_or(String::new(), |host| {
                 format!(

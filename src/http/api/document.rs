@@ -13,7 +13,7 @@ use utoipa::openapi::{
 use utoipa::{PartialSchema as _, ToSchema as _};
 
 use super::examples;
-use crate::api::{Jwk, JwkSet, Order, Problem};
+use crate::api::{Jwk, JwkSet, Order, Problem, PublicKeysFormat};
 
 const INTRODUCTION: &str = "\
 narvault holds the signing keys of Nix binary caches. People and CI push with their own tokens; narvault measures \
@@ -55,6 +55,7 @@ pub(super) fn complete(mut document: OpenApi) -> OpenApi {
         (JwkSet::name(), JwkSet::schema()),
         (Jwk::name(), Jwk::schema()),
         (Order::name(), Order::schema()),
+        (PublicKeysFormat::name(), PublicKeysFormat::schema()),
     ] {
         components.schemas.insert(name.into_owned(), schema);
     }

@@ -148,6 +148,36 @@ fn examples() -> BTreeMap<&'static str, Value> {
         request_id: Some("k3x7qa-1f".into()),
         detail: json!({ "contributor": "alice", "scopes": "push:main" }),
     };
+    let rotation = RotationView {
+        id: KEY_ID.into(),
+        kind: "planned".into(),
+        step: "wait".into(),
+        old_key: Some("main-k3x7qa-1".into()),
+        new_key: Some("main-k3x7qa-2".into()),
+        paused: false,
+        total: 1834,
+        done: 1834,
+        refused: 0,
+        waiting_for: Some(
+            "clients to forget narinfos that they remember without the new signature, until 2026-12-29T13:10:00.000Z"
+                .into(),
+        ),
+        steps: vec![
+            rotation_step("publish", "2026-11-22T13:00:00.000Z", true),
+            rotation_step("resign", "2026-11-29T13:00:02.000Z", true),
+            rotation_step("release", "2026-11-29T13:00:06.000Z", true),
+            rotation_step("wait", "2026-11-29T13:10:00.000Z", true),
+            rotation_step("done", "2026-12-29T13:10:00.000Z", false),
+        ],
+        started_at: "2026-11-22T13:00:00.000Z".into(),
+        ended_at: None,
+    };
+    let unlogged = UnloggedSignature {
+        place: "storage".into(),
+        subject: "b9sjp3fmd8wvq3ajsd8rwywl3sxa4pgx-hello-2.12.1".into(),
+        signature: "main-k3x7qa-1:8Qe0…Bw==".into(),
+        found_at: "2026-11-22T13:20:00.000Z".into(),
+    };
     let page_of_paths = Page { items: vec![summary], next: Some(PATH_CURSOR.into()) };
     BTreeMap::from([
         ("AuditView", value(&audit)),
@@ -176,6 +206,7 @@ fn examples() -> BTreeMap<&'static str, Value> {
         ("ContributorKeyAdd", value(&ContributorKeyAdd { public_key: "alice-1:0MRGm4…".into() })),
         ("ContributorView", value(&contributor)),
         ("JwkSet", value(&jwks())),
+        ("KeyCompromise", value(&KeyCompromise { reason: "the build machine was broken into".into() })),
         ("KeyCreate", json!({})),
         ("KeyView", value(&key)),
         ("MissingAnswer", value(&MissingAnswer { missing: vec![hash(HELLO)], upstream: vec![] })),
@@ -195,6 +226,7 @@ fn examples() -> BTreeMap<&'static str, Value> {
         ("Page_KeyView", value(&page(key))),
         ("Page_PathSummary", value(&page_of_paths)),
         ("Page_TokenView", value(&page(token.clone()))),
+        ("Page_UnloggedSignature", value(&page(unlogged))),
         (
             "PartUrl",
             value(&PartUrl {
@@ -283,8 +315,19 @@ fn examples() -> BTreeMap<&'static str, Value> {
                 withdrawn_at: "2026-11-23T09:00:01.000Z".into(),
             })),
         ),
+        (
+            "PublicKeysView",
+            value(&PublicKeysView {
+                cache: "main".into(),
+                pull_url: "https://cache.example.org/main".into(),
+                public_keys: vec![PUBLIC_KEY.into()],
+            }),
+        ),
         ("PublishRequest", value(&PublishRequest { narinfos: vec![NARINFO.into()] })),
         ("RevokeRequest", value(&RevokeRequest { reason: "laptop lost".into(), keep_issued: false })),
+        ("RotationCreate", value(&RotationCreate { wait_days: Some(30), ..RotationCreate::default() })),
+        ("RotationEdit", value(&RotationEdit { paused: true })),
+        ("RotationView", value(&rotation)),
         ("Revoked", value(&Revoked { revoked: vec![TOKEN_ID.into()] })),
         (
             "TokenCreate",
@@ -442,6 +485,10 @@ fn quarantine_outcome() -> QuarantineOutcome {
         dependents: 1,
         dependent_paths: vec![path(HELLO)],
     }
+}
+
+fn rotation_step(step: &str, at: &str, has_begun: bool) -> RotationStepView {
+    RotationStepView { step: step.into(), at: at.into(), has_begun }
 }
 
 fn part() -> UploadPart {

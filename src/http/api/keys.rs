@@ -15,7 +15,7 @@ use crate::service::{self, KeyRow, KeySource, Rejection};
 
 /// Make or import a signing key
 ///
-/// The new key signs at once, beside those that do already. `{}` makes one under the next default name,
+/// The new key signs at once, beside those that do already, or with `"next": true` is only published. `{}` makes one under the next default name,
 /// `{"name": …}` under a name of your choice, `{"import": …}` takes over the text of
 /// `nix key generate-secret`. No call ever returns a secret.
 #[utoipa::path(
@@ -34,8 +34,14 @@ pub(super) async fn create(
 ) -> Result<(StatusCode, Json<KeyView>)> {
     app.service.require(&call, &Action::Administer, "key-create", cache.as_str()).await?;
     app.service.require_open()?;
-    let source = source(body.json().await?)?;
-    let key = app.service.create_key(&call, &cache, &source).await?;
+    let asked: KeyCreate = body.json().await?;
+    let next = asked.next;
+    let source = source(asked)?;
+    let key = if next {
+        app.service.create_next_key(&call, &cache, &source).await?
+    } else {
+        app.service.create_key(&call, &cache, &source).await?
+    };
     Ok((StatusCode::CREATED, Json(view(key))))
 }
 
@@ -70,7 +76,7 @@ fn source(asked: KeyCreate) -> service::Result<KeySource> {
     }
 }
 
-fn view(row: KeyRow) -> KeyView {
+pub(super) fn view(row: KeyRow) -> KeyView {
     KeyView {
         name: row.public_key.name().as_str().to_owned(),
         public_key: row.public_key.to_string(),

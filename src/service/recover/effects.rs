@@ -125,7 +125,7 @@ impl Service {
 async fn change_key(tx: &mut Tx, said: &mut Said, event: &KeyEvent) -> Result<()> {
     let state = event.state.as_ref().and_then(|state| KeyState::parse(state.as_str()));
     let (Some(state), Ok(name)) = (state, event.key.as_str().parse()) else { return Ok(()) };
-    let Some(key) = signing_keys::by_name(tx, &name).await? else { return Ok(()) };
+    let Some(key) = signing_keys::named(tx, &name).await? else { return Ok(()) };
     if key.state != state && (key.state.signs() || !state.signs()) {
         signing_keys::change_state(tx, &key.key.label.id, key.state, state).await?;
         said.recovery.keys_changed += 1;
@@ -139,7 +139,7 @@ async fn tell_lost(tx: &mut Tx, said: &mut Said, event: &Event) -> Result<()> {
         Event::KeyCreate(key) => {
             let name = key.key.as_str();
             let known = match name.parse() {
-                Ok(name) => signing_keys::by_name(tx, &name).await?.is_some(),
+                Ok(name) => signing_keys::named(tx, &name).await?.is_some(),
                 Err(_) => true,
             };
             (!known).then(|| {

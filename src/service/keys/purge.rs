@@ -1,0 +1,286 @@
+//! Taking signatures off what is published: those of a compromised key, after what the log accounts for was signed
+//! again, and those of a retired key that clients no longer need.
+//!
+//! Never leaves a narinfo without a signature: what nothing else stands for is withdrawn, or keeps the one it has.
+
+use std::collections::{HashMap, HashSet};
+
+use super::accounted::is_accounted;
+use super::resign::{Batch, NewSignatures, Workbench, count_signatures, is_own, parsed};
+use super::worker::LEASE_MILLIS;
+use crate::db::key_rotations::{self, Progress, RotationRow};
+use crate::db::log::LeafRow;
+use crate::db::paths::{self, PathRow, PathState, SignatureRow};
+use crate::db::resigning::{self, RealisationRow, SignedClaim};
+use crate::db::signing_keys::KeyRow;
+use crate::db::{Gate, Tx, epoch, restarting};
+use crate::nix::signature::Signature;
+use crate::service::leaves::LeafEvent;
+use crate::service::release::Release;
+use crate::service::{Call, Result, Service};
+use crate::storage::CacheObject;
+
+/// At most so many rows under one exclusive gate.
+const BATCH: i64 = 200;
+
+/// What a batch has gathered before the log is locked.
+#[derive(Default)]
+struct Gathered {
+    new: NewSignatures,
+    /// Leaves without a signature of their own.
+    leaves: Vec<LeafRow>,
+    objects: Vec<CacheObject>,
+    refused: i64,
+}
+
+impl Service {
+    /// The next batch after a compromise: what the old key signed is signed by the new one if the log accounts for
+    /// it, and withdrawn if nothing else stands for it. The old signature goes in any case.
+    pub(super) async fn purge_batch(&self, rotation: &RotationRow) -> Result<Batch> {
+        let batch = restarting(|| self.purge_paths(rotation)).await?;
+        if batch != Batch::Ended {
+            return Ok(batch);
+        }
+        let found = self.realisations_after(rotation).await?;
+        if found.is_empty() {
+            return Ok(Batch::Ended);
+        }
+        restarting(|| self.purge_realisations(rotation, &found)).await
+    }
+
+    async fn purge_paths(&self, rotation: &RotationRow) -> Result<Batch> {
+        let call = Call::host();
+        let mut tx = self.inner.db.begin(Gate::Exclusive).await?;
+        let Some(bench) = self.workbench(&mut tx, rotation).await? else { return Ok(Batch::Elsewhere) };
+        let (Some(old), Some(signer)) = (bench.key(rotation.old_key.as_ref()), bench.signer()) else {
+            return Ok(Batch::Elsewhere);
+        };
+        let old_name = &old.key.label.name;
+        let signed = resigning::signed_by(&mut tx, bench.cache.id, old_name, BATCH).await?;
+        if signed.is_empty() {
+            return Ok(Batch::Ended);
+        }
+        let proven = self.proven_keys(&bench.keys, Some(&old.key.label.id))?;
+        let rows = served(&mut tx, &bench, &signed).await?;
+        let signatures = paths::signatures_of(&mut tx, rows.iter().map(|row| &row.claim_id)).await?;
+        let leaves = self.leaves_of(&mut tx, &proven, &signatures).await?;
+        let replaces = resigning::last_signatures(&mut tx, rows.iter().map(|row| &row.id)).await?;
+        let mut gathered = Gathered::default();
+        for row in &rows {
+            let standing = signatures.get(&row.claim_id).map(Vec::as_slice).unwrap_or_default();
+            gathered.objects.push(CacheObject::Narinfo(row.claim.path.hash()));
+            if is_accounted(row, standing, &proven, &leaves) {
+                if !standing.iter().any(|one| one.signature.name == *signer.public_key.name()) {
+                    let replaces = replaces.get(&row.id).copied();
+                    let (signature, leaf) = self.sign_again(&bench, &call, signer, row, replaces)?;
+                    gathered.new.add(&row.claim_id, signature, leaf);
+                }
+            } else {
+                self.refuse_path(&mut tx, &bench, &call, row, standing, &mut gathered).await?;
+            }
+        }
+        let claims = signed.iter().map(|one| one.claim_id.as_str());
+        resigning::remove_signatures(&mut tx, old_name, claims).await?;
+        let done = i64::try_from(signed.len()).unwrap_or(0) - gathered.refused;
+        let progress = Progress {
+            done: bench.rotation.progress.done + done,
+            refused: bench.rotation.progress.refused + gathered.refused,
+            ..bench.rotation.progress.clone()
+        };
+        self.end_batch(tx, &bench, progress, gathered).await?;
+        Ok(Batch::Looked(signed.len()))
+    }
+
+    /// What becomes of a path that no leaf accounts for: written down, and withdrawn unless somebody else signed it.
+    async fn refuse_path(
+        &self,
+        tx: &mut Tx,
+        bench: &Workbench,
+        call: &Call,
+        row: &PathRow,
+        standing: &[SignatureRow],
+        gathered: &mut Gathered,
+    ) -> Result<()> {
+        gathered.refused += 1;
+        let subject = row.claim.path.base_name();
+        let own = standing.iter().filter(|one| is_own(bench, &one.signature));
+        let unlogged = own.map(|one| bench.unlogged(self.new_id(bench.now), "rows", subject, &one.signature));
+        resigning::insert_unlogged(tx, bench.cache.id, &unlogged.collect::<Vec<_>>()).await?;
+        // An upstream's or a contributor's, which was verified when it came.
+        if standing.iter().any(|one| one.leaf.is_none() && !is_own(bench, &one.signature)) {
+            return Ok(());
+        }
+        tracing::warn!(cache = %bench.cache.name, path = %row.claim.path, "withdrawn: no leaf accounts for it");
+        paths::change_state(tx, &row.id, PathState::Published, PathState::Withdrawn, bench.now).await?;
+        gathered.leaves.push(self.leaf_row(bench.leaf(call, &row.id, LeafEvent::Withdraw(&row.claim)))?);
+        Ok(())
+    }
+
+    async fn purge_realisations(&self, rotation: &RotationRow, found: &[RealisationRow]) -> Result<Batch> {
+        let mut tx = self.inner.db.begin(Gate::Exclusive).await?;
+        let Some(bench) = self.workbench(&mut tx, rotation).await? else { return Ok(Batch::Elsewhere) };
+        let (Some(old), Some(signer)) = (bench.key(rotation.old_key.as_ref()), bench.signer()) else {
+            return Ok(Batch::Elsewhere);
+        };
+        let proven = self.proven_keys(&bench.keys, Some(&old.key.label.id))?;
+        let outputs = self.outputs(&mut tx, &bench, found).await?;
+        let mut gathered = Gathered::default();
+        for row in found {
+            let entry = parsed(row)?;
+            if !entry.signatures.iter().any(|one| one.name == *old.public_key.name()) {
+                continue;
+            }
+            gathered.objects.push(CacheObject::Realisation(entry.key.clone()));
+            let fingerprint = entry.fingerprint();
+            let output = outputs.of(row).filter(|output| {
+                let accounted =
+                    |one| outputs.has_leaf(output, one) && proven.verifies(one, fingerprint.as_bytes());
+                entry.signatures.iter().any(accounted)
+            });
+            let Some(output) = output else {
+                gathered.refused += 1;
+                let own = entry.signatures.iter().filter(|one| is_own(&bench, one));
+                let unlogged =
+                    own.map(|one| bench.unlogged(self.new_id(bench.now), "rows", &row.object, one));
+                resigning::insert_unlogged(&mut tx, bench.cache.id, &unlogged.collect::<Vec<_>>()).await?;
+                resigning::remove_realisation(&mut tx, &row.id).await?;
+                continue;
+            };
+            let mut texts = without(&entry.signatures, old);
+            if !entry.signatures.iter().any(|one| one.name == *signer.public_key.name()) {
+                let (text, leaf) = self.sign_realisation_again(&bench, signer, output, row, &entry)?;
+                texts.push(text);
+                gathered.leaves.push(leaf);
+            }
+            resigning::sign_realisation(&mut tx, row, &texts.join(" ")).await?;
+        }
+        let progress = after_realisations(&bench, found, gathered.refused);
+        self.end_batch(tx, &bench, progress, gathered).await?;
+        Ok(Batch::Looked(found.len()))
+    }
+
+    /// The next batch that takes a retired key's signatures off. One that stands alone stays, and ends the rotation:
+    /// see [`Batch::Elsewhere`]. That cannot be unless another key was compromised meanwhile.
+    pub(super) async fn drop_batch(&self, rotation: &RotationRow) -> Result<Batch> {
+        let batch = restarting(|| self.drop_paths(rotation)).await?;
+        if batch != Batch::Ended {
+            return Ok(batch);
+        }
+        let found = self.realisations_after(rotation).await?;
+        if found.is_empty() {
+            return Ok(Batch::Ended);
+        }
+        restarting(|| self.drop_from_realisations(rotation, &found)).await
+    }
+
+    async fn drop_paths(&self, rotation: &RotationRow) -> Result<Batch> {
+        let mut tx = self.inner.db.begin(Gate::Exclusive).await?;
+        let Some(bench) = self.workbench(&mut tx, rotation).await? else { return Ok(Batch::Elsewhere) };
+        let Some(old) = bench.key(rotation.old_key.as_ref()) else { return Ok(Batch::Elsewhere) };
+        let name = &old.key.label.name;
+        let signed = resigning::signed_by(&mut tx, bench.cache.id, name, BATCH).await?;
+        if signed.is_empty() {
+            return Ok(Batch::Ended);
+        }
+        let served: Vec<&SignedClaim> = signed.iter().filter(|one| one.is_served).collect();
+        let signatures = paths::signatures_of(&mut tx, served.iter().map(|one| &one.claim_id)).await?;
+        let others = bench.keys.iter().filter(|row| row.state.is_trusted() && row.key.label.name != *name);
+        let others: HashSet<&str> = others.map(|row| row.key.label.name.as_str()).collect();
+        let stands = |one: &&SignedClaim| {
+            let standing = signatures.get(&one.claim_id).map(Vec::as_slice).unwrap_or_default();
+            standing.iter().any(|row| others.contains(row.signature.name.as_str()))
+        };
+        if !served.iter().all(|one| stands(&one)) {
+            tracing::error!(key = name, "narinfos carry this key's signature alone; they keep it");
+            return Ok(Batch::Elsewhere);
+        }
+        let objects = served.iter().map(|one| CacheObject::Narinfo(one.hash)).collect();
+        let claims = signed.iter().map(|one| one.claim_id.as_str());
+        resigning::remove_signatures(&mut tx, name, claims).await?;
+        let progress = Progress {
+            done: bench.rotation.progress.done + i64::try_from(signed.len()).unwrap_or(0),
+            ..bench.rotation.progress.clone()
+        };
+        self.end_batch(tx, &bench, progress, Gathered { objects, ..Gathered::default() }).await?;
+        Ok(Batch::Looked(signed.len()))
+    }
+
+    async fn drop_from_realisations(
+        &self,
+        rotation: &RotationRow,
+        found: &[RealisationRow],
+    ) -> Result<Batch> {
+        let mut tx = self.inner.db.begin(Gate::Exclusive).await?;
+        let Some(bench) = self.workbench(&mut tx, rotation).await? else { return Ok(Batch::Elsewhere) };
+        let Some(old) = bench.key(rotation.old_key.as_ref()) else { return Ok(Batch::Elsewhere) };
+        let mut gathered = Gathered::default();
+        for row in found {
+            let entry = parsed(row)?;
+            let texts = without(&entry.signatures, old);
+            if texts.is_empty() || texts.len() == entry.signatures.len() {
+                continue;
+            }
+            if resigning::sign_realisation(&mut tx, row, &texts.join(" ")).await? {
+                gathered.objects.push(CacheObject::Realisation(entry.key));
+            }
+        }
+        let progress = after_realisations(&bench, found, 0);
+        self.end_batch(tx, &bench, progress, gathered).await?;
+        Ok(Batch::Looked(found.len()))
+    }
+
+    async fn realisations_after(&self, rotation: &RotationRow) -> Result<Vec<RealisationRow>> {
+        let after = &rotation.progress.realisation_cursor;
+        let mut connection = self.inner.db.read().await?;
+        Ok(resigning::realisations(&mut connection, rotation.cache, after, BATCH).await?)
+    }
+
+    /// Wishes, place, epoch, leaves, commit. From then on no replica remembers what was changed.
+    async fn end_batch(
+        &self,
+        mut tx: Tx,
+        bench: &Workbench,
+        progress: Progress,
+        gathered: Gathered,
+    ) -> Result<()> {
+        let Gathered { mut new, leaves, objects, refused } = gathered;
+        Release::by_worker(&bench.cache, bench.now).wish(&mut tx, objects).await?;
+        let until = bench.now.plus_millis(LEASE_MILLIS);
+        key_rotations::note(&mut tx, &bench.rotation.id, &progress, until).await?;
+        epoch::advance(&mut tx).await?;
+        let made = new.len();
+        new.leaves.extend(leaves);
+        new.append(&mut tx).await?;
+        tx.commit().await?;
+        count_signatures(made, refused);
+        self.note_change().await;
+        Ok(())
+    }
+}
+
+/// The paths whose published claims are among these, locked.
+async fn served(tx: &mut Tx, bench: &Workbench, signed: &[SignedClaim]) -> Result<Vec<PathRow>> {
+    let served: HashMap<&str, &SignedClaim> =
+        signed.iter().filter(|one| one.is_served).map(|one| (one.claim_id.as_str(), one)).collect();
+    let hashes: Vec<_> = served.values().map(|one| one.hash).collect();
+    let rows = paths::lock(tx, bench.cache.id, hashes).await?;
+    let mut rows: HashMap<_, _> = rows.into_iter().map(|row| (row.claim_id.clone(), row)).collect();
+    // In the order of the log.
+    Ok(signed.iter().filter_map(|one| rows.remove(&one.claim_id)).collect())
+}
+
+/// The printed signatures but that of one key.
+fn without(signatures: &[Signature], key: &KeyRow) -> Vec<String> {
+    let others = signatures.iter().filter(|one| one.name != *key.public_key.name());
+    others.map(Signature::to_string).collect()
+}
+
+fn after_realisations(bench: &Workbench, found: &[RealisationRow], refused: i64) -> Progress {
+    let done = i64::try_from(found.len()).unwrap_or(0) - refused;
+    Progress {
+        realisation_cursor: found.last().map(|row| row.id.clone()).unwrap_or_default(),
+        done: bench.rotation.progress.done + done,
+        refused: bench.rotation.progress.refused + refused,
+        ..bench.rotation.progress.clone()
+    }
+}

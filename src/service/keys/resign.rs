@@ -1,0 +1,390 @@
+//! Signing again what is published: a batch a transaction, in the order of the log, resumed where the last one ended.
+//!
+//! Signs only what the log accounts for. A batch locks the rotation's row, so two replicas never do the same one, and
+//! commits signatures, leaves, wishes for storage and its own place together.
+
+use serde_json::{Value, json};
+
+use super::accounted::{Kind, is_accounted, tells_of};
+use super::worker::LEASE_MILLIS;
+use crate::db::caches::{self, CacheRow};
+use crate::db::key_rotations::{self, Progress, RotationRow};
+use crate::db::log::LeafRow;
+use crate::db::paths::{self, MadeSignature, PathRow, PathState};
+use crate::db::resigning::{self, RealisationRow, UnloggedRow, Unsigned};
+use crate::db::signing_keys::{self, KeyRow};
+use crate::db::{Connection, Gate, Tx, log, restarting};
+use crate::nix::realisation::{Realisation, RealisationKey};
+use crate::nix::signature::Signature;
+use crate::service::leaves::{Leaf, LeafEvent};
+use crate::service::release::Release;
+use crate::service::{Call, Error, Result, Service};
+use crate::storage::CacheObject;
+use crate::time::Timestamp;
+
+/// What a batch came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Batch {
+    /// So many paths or realisations were looked at; there may be more.
+    Looked(usize),
+    /// Nothing is left.
+    Ended,
+    /// The rotation has changed meanwhile: somebody else did it, or it was paused or given up.
+    Elsewhere,
+}
+
+/// What a transaction of a batch knows.
+pub(super) struct Workbench {
+    pub rotation: RotationRow,
+    pub cache: CacheRow,
+    /// Every key of the cache.
+    pub keys: Vec<KeyRow>,
+    pub now: Timestamp,
+}
+
+impl Workbench {
+    /// A key of the cache by its id.
+    pub fn key(&self, id: Option<&String>) -> Option<&KeyRow> {
+        self.keys.iter().find(|row| Some(&row.key.label.id) == id)
+    }
+
+    /// The key that signs again.
+    pub fn signer(&self) -> Option<&KeyRow> {
+        self.key(self.rotation.new_key.as_ref()).filter(|row| row.state.signs())
+    }
+
+    /// For the erasable part of leaves: why this is signed, and who asked for it. The leaf itself names no token: one
+    /// that is revoked while a rotation goes on has done nothing by it.
+    pub fn detail(&self) -> Value {
+        let asked_by = self.rotation.asked_by.as_ref();
+        json!({
+            "rotation": self.rotation.id,
+            "kind": self.rotation.kind.as_str(),
+            "contributor": asked_by.map(|(contributor, _)| contributor),
+            "token": asked_by.map(|(_, token)| token),
+        })
+    }
+
+    /// A leaf of the service's own.
+    pub fn leaf<'a>(&'a self, call: &'a Call, path_id: &'a str, event: LeafEvent<'a>) -> Leaf<'a> {
+        Leaf {
+            call,
+            by: None,
+            cache: Some(&self.cache),
+            path_id: Some(path_id),
+            event,
+            detail: self.detail(),
+            now: self.now,
+        }
+    }
+
+    /// A signature that no leaf accounts for, as it is written down.
+    pub fn unlogged(&self, id: String, place: &str, subject: &str, signature: &Signature) -> UnloggedRow {
+        UnloggedRow {
+            id,
+            key_name: signature.name.to_string(),
+            place: place.to_owned(),
+            subject: subject.to_owned(),
+            signature: signature.to_string(),
+            found_at: self.now.0,
+        }
+    }
+}
+
+/// New signatures and their leaves, before the log is locked.
+#[derive(Default)]
+pub(super) struct NewSignatures {
+    pub leaves: Vec<LeafRow>,
+    /// Of each: its claim, itself, and its leaf's place among the leaves.
+    made: Vec<(String, Signature, usize)>,
+}
+
+impl NewSignatures {
+    pub fn add(&mut self, claim_id: &str, signature: Signature, leaf: LeafRow) {
+        self.made.push((claim_id.to_owned(), signature, self.leaves.len()));
+        self.leaves.push(leaf);
+    }
+
+    pub fn len(&self) -> usize {
+        self.made.len()
+    }
+
+    /// Appends the leaves, which is the last lock, and writes the signatures with their indices.
+    pub async fn append(self, tx: &mut Tx) -> Result<()> {
+        let indices = crate::service::log::append(tx, &self.leaves).await?;
+        let made = self.made.into_iter().map(|(claim_id, signature, at)| MadeSignature {
+            claim_id,
+            signature,
+            leaf: indices.start + i64::try_from(at).unwrap_or(i64::MAX),
+        });
+        let made: Vec<_> = made.collect();
+        if !made.is_empty() {
+            paths::put_signatures(tx, &made).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Service {
+    /// The next batch of a rotation that signs again: paths first, then realisations.
+    pub(super) async fn resign_batch(&self, rotation: &RotationRow) -> Result<Batch> {
+        let limit = self.batch_size();
+        let (size, found) = {
+            let mut connection = self.inner.db.read().await?;
+            let Some(key) = self.new_key_name(&mut connection, rotation).await? else {
+                return Ok(Batch::Elsewhere);
+            };
+            // Before the list: what is published since has the new key's signature already.
+            let size = log::read(&mut connection).await?.size;
+            let after = rotation.progress.log_cursor;
+            (size, resigning::unsigned(&mut connection, rotation.cache, &key, after, limit).await?)
+        };
+        if found.is_empty() {
+            return self.resign_realisations(rotation, limit).await;
+        }
+        let is_full = i64::try_from(found.len()).unwrap_or(i64::MAX) >= limit;
+        let last = found.last().map_or(size, |row| row.index);
+        let cursor = if is_full { last } else { last.max(size - 1) };
+        restarting(|| self.resign_paths(rotation, &found, cursor)).await
+    }
+
+    async fn new_key_name(
+        &self,
+        connection: &mut Connection,
+        rotation: &RotationRow,
+    ) -> Result<Option<String>> {
+        let keys = signing_keys::of_cache(connection, rotation.cache).await?;
+        let new = keys.iter().find(|row| Some(&row.key.label.id) == rotation.new_key.as_ref());
+        Ok(new.map(|row| row.key.label.name.clone()))
+    }
+
+    async fn resign_paths(&self, rotation: &RotationRow, found: &[Unsigned], cursor: i64) -> Result<Batch> {
+        let call = Call::host();
+        let mut tx = self.inner.db.begin(Gate::Shared).await?;
+        let Some(bench) = self.workbench(&mut tx, rotation).await? else { return Ok(Batch::Elsewhere) };
+        let Some(signer) = bench.signer() else { return Ok(Batch::Elsewhere) };
+        let proven = self.proven_keys(&bench.keys, None)?;
+        let rows = paths::lock(&mut tx, bench.cache.id, found.iter().map(|row| row.hash)).await?;
+        let signatures = paths::signatures_of(&mut tx, rows.iter().map(|row| &row.claim_id)).await?;
+        let leaves = self.leaves_of(&mut tx, &proven, &signatures).await?;
+        let replaces = resigning::last_signatures(&mut tx, rows.iter().map(|row| &row.id)).await?;
+
+        let (mut new, mut objects, mut unlogged) = (NewSignatures::default(), Vec::new(), Vec::new());
+        let mut refused = 0;
+        for row in in_order(found, rows) {
+            let standing = signatures.get(&row.claim_id).map(Vec::as_slice).unwrap_or_default();
+            if standing.iter().any(|one| one.signature.name == *signer.public_key.name()) {
+                continue;
+            }
+            if !is_accounted(&row, standing, &proven, &leaves) {
+                refused += 1;
+                for one in standing.iter().filter(|one| is_own(&bench, &one.signature)) {
+                    let subject = row.claim.path.base_name();
+                    unlogged.push(bench.unlogged(self.new_id(bench.now), "rows", subject, &one.signature));
+                }
+                continue;
+            }
+            let replaces = replaces.get(&row.id).copied();
+            let (signature, leaf) = self.sign_again(&bench, &call, signer, &row, replaces)?;
+            new.add(&row.claim_id, signature, leaf);
+            objects.push(CacheObject::Narinfo(row.claim.path.hash()));
+        }
+        Release::by_worker(&bench.cache, bench.now).wish(&mut tx, objects).await?;
+        resigning::insert_unlogged(&mut tx, bench.cache.id, &unlogged).await?;
+        let count = new.len();
+        let progress = Progress {
+            log_cursor: cursor,
+            done: bench.rotation.progress.done + i64::try_from(count).unwrap_or(0),
+            refused: bench.rotation.progress.refused + refused,
+            ..bench.rotation.progress.clone()
+        };
+        key_rotations::note(&mut tx, &rotation.id, &progress, bench.now.plus_millis(LEASE_MILLIS)).await?;
+        new.append(&mut tx).await?;
+        tx.commit().await?;
+        count_signatures(count, refused);
+        Ok(Batch::Looked(found.len()))
+    }
+
+    /// The signature of `signer` on a path that stands, and its leaf.
+    pub(super) fn sign_again(
+        &self,
+        bench: &Workbench,
+        call: &Call,
+        signer: &KeyRow,
+        row: &PathRow,
+        replaces: Option<i64>,
+    ) -> Result<(Signature, LeafRow)> {
+        let signature = self.sign_fingerprint(signer, row.claim.fingerprint().as_bytes())?;
+        let event = LeafEvent::Resign { claim: &row.claim, signature: &signature, replaces };
+        let leaf = self.leaf_row(bench.leaf(call, &row.id, event))?;
+        Ok((signature, leaf))
+    }
+
+    /// Locks the rotation, and reads what a batch needs behind the gate. `None`: it is no longer as it was when the
+    /// batch was chosen.
+    pub(super) async fn workbench(&self, tx: &mut Tx, rotation: &RotationRow) -> Result<Option<Workbench>> {
+        self.recheck_open(tx).await?;
+        let now = self.inner.clock.now();
+        let Some(locked) = key_rotations::lock(tx, &rotation.id).await? else { return Ok(None) };
+        let same = locked.step == rotation.step
+            && locked.progress == rotation.progress
+            && locked.new_key == rotation.new_key
+            && locked.paused_at.is_none()
+            && locked.lease_owner.as_ref() == Some(&self.inner.lease_terms.owner);
+        let Some(cache) = caches::by_id(tx, rotation.cache).await?.filter(|_| same) else {
+            return Ok(None);
+        };
+        let keys = signing_keys::of_cache(tx, cache.id).await?;
+        Ok(Some(Workbench { rotation: locked, cache, keys, now }))
+    }
+
+    async fn resign_realisations(&self, rotation: &RotationRow, limit: i64) -> Result<Batch> {
+        let after = &rotation.progress.realisation_cursor;
+        let found =
+            resigning::realisations(&mut *self.inner.db.read().await?, rotation.cache, after, limit).await?;
+        if found.is_empty() {
+            return Ok(Batch::Ended);
+        }
+        restarting(|| self.resign_realisation_batch(rotation, &found)).await
+    }
+
+    async fn resign_realisation_batch(
+        &self,
+        rotation: &RotationRow,
+        found: &[RealisationRow],
+    ) -> Result<Batch> {
+        let mut tx = self.inner.db.begin(Gate::Shared).await?;
+        let Some(bench) = self.workbench(&mut tx, rotation).await? else { return Ok(Batch::Elsewhere) };
+        let Some(signer) = bench.signer() else { return Ok(Batch::Elsewhere) };
+        let proven = self.proven_keys(&bench.keys, None)?;
+        let outputs = self.outputs(&mut tx, &bench, found).await?;
+        let (mut leaves, mut objects, mut unlogged) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut done, mut refused) = (0, 0);
+        for row in found {
+            // One whose output is not published is not served.
+            let output = outputs.of(row).filter(|output| output.state == PathState::Published);
+            let Some(output) = output else {
+                done += 1;
+                continue;
+            };
+            let entry = parsed(row)?;
+            if entry.signatures.iter().any(|one| one.name == *signer.public_key.name()) {
+                done += 1;
+                continue;
+            }
+            let fingerprint = entry.fingerprint();
+            let accounted = |one: &&Signature| {
+                outputs.has_leaf(output, one) && proven.verifies(one, fingerprint.as_bytes())
+            };
+            if !entry.signatures.iter().any(|one| accounted(&one)) {
+                refused += 1;
+                for one in entry.signatures.iter().filter(|one| is_own(&bench, one)) {
+                    unlogged.push(bench.unlogged(self.new_id(bench.now), "rows", &row.object, one));
+                }
+                continue;
+            }
+            let (text, leaf) = self.sign_realisation_again(&bench, signer, output, row, &entry)?;
+            if resigning::sign_realisation(&mut tx, row, &format!("{} {text}", row.signatures)).await? {
+                leaves.push(leaf);
+                objects.push(CacheObject::Realisation(entry.key.clone()));
+                done += 1;
+            }
+        }
+        Release::by_worker(&bench.cache, bench.now).wish(&mut tx, objects).await?;
+        resigning::insert_unlogged(&mut tx, bench.cache.id, &unlogged).await?;
+        let progress = Progress {
+            realisation_cursor: found.last().map(|row| row.id.clone()).unwrap_or_default(),
+            done: bench.rotation.progress.done + done,
+            refused: bench.rotation.progress.refused + refused,
+            ..bench.rotation.progress.clone()
+        };
+        key_rotations::note(&mut tx, &rotation.id, &progress, bench.now.plus_millis(LEASE_MILLIS)).await?;
+        crate::service::log::append(&mut tx, &leaves).await?;
+        tx.commit().await?;
+        count_signatures(leaves.len(), refused);
+        Ok(Batch::Looked(found.len()))
+    }
+
+    /// Another signature on a realisation, as text, and its leaf.
+    pub(super) fn sign_realisation_again(
+        &self,
+        bench: &Workbench,
+        signer: &KeyRow,
+        output: &PathRow,
+        row: &RealisationRow,
+        entry: &Realisation,
+    ) -> Result<(String, LeafRow)> {
+        let call = Call::host();
+        let signature = self.sign_fingerprint(signer, entry.fingerprint().as_bytes())?;
+        let event = LeafEvent::Realisation { output: &output.claim, signature: &signature };
+        let mut leaf = bench.leaf(&call, &output.id, event);
+        if let Value::Object(members) = &mut leaf.detail {
+            members.insert("object".into(), json!(row.object));
+        }
+        Ok((signature.to_string(), self.leaf_row(leaf)?))
+    }
+
+    /// The output paths of realisations, and the leaves of what was signed for them.
+    pub(super) async fn outputs(
+        &self,
+        tx: &mut Tx,
+        bench: &Workbench,
+        found: &[RealisationRow],
+    ) -> Result<Outputs> {
+        let hashes = found.iter().filter_map(|row| row.output_hash.parse().ok());
+        let rows = paths::lock(tx, bench.cache.id, hashes.collect::<Vec<_>>()).await?;
+        let leaves = resigning::realisation_leaves(tx, rows.iter().map(|row| &row.id)).await?;
+        Ok(Outputs { rows, leaves })
+    }
+}
+
+/// The output paths of some realisations.
+pub(super) struct Outputs {
+    rows: Vec<PathRow>,
+    /// Path and leaf.
+    leaves: Vec<(String, String)>,
+}
+
+impl Outputs {
+    /// The output of this one, published or not.
+    pub fn of(&self, row: &RealisationRow) -> Option<&PathRow> {
+        self.rows.iter().find(|path| path.claim.path.hash().as_str() == row.output_hash)
+    }
+
+    /// Whether a leaf of this output tells of the signature.
+    pub fn has_leaf(&self, output: &PathRow, signature: &Signature) -> bool {
+        let mut own = self.leaves.iter().filter(|(path_id, _)| *path_id == output.id);
+        own.any(|(_, leaf)| tells_of(leaf, signature, Kind::Realisation))
+    }
+}
+
+/// A realisation with its signatures.
+pub(super) fn parsed(row: &RealisationRow) -> Result<Realisation> {
+    let key: RealisationKey = row.object.parse().map_err(internal)?;
+    let mut entry = Realisation::parse(key, row.body.as_bytes()).map_err(internal)?;
+    let signatures = row.signatures.split(' ').filter(|text| !text.is_empty()).map(str::parse);
+    entry.signatures = signatures.collect::<std::result::Result<_, _>>().map_err(internal)?;
+    Ok(entry)
+}
+
+/// Whether a signature bears the name of a key of this cache.
+pub(super) fn is_own(bench: &Workbench, signature: &Signature) -> bool {
+    bench.keys.iter().any(|row| *row.public_key.name() == signature.name)
+}
+
+/// The published ones of `rows` in the order in which they were found, each once.
+fn in_order(found: &[Unsigned], rows: Vec<PathRow>) -> Vec<PathRow> {
+    let published = rows.into_iter().filter(|row| row.state == PathState::Published);
+    let mut published: std::collections::HashMap<_, _> = published.map(|row| (row.id.clone(), row)).collect();
+    found.iter().filter_map(|row| published.remove(&row.path_id)).collect()
+}
+
+pub(super) fn count_signatures(made: usize, refused: i64) {
+    metrics::counter!("narvault_signatures_total").increment(made as u64);
+    metrics::counter!("narvault_resigned_total").increment(made as u64);
+    metrics::counter!("narvault_unlogged_signatures_total").increment(u64::try_from(refused).unwrap_or(0));
+}
+
+fn internal(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::Internal(error.into())
+}
