@@ -96,9 +96,7 @@ impl Service {
             self.recheck(&mut tx, call, &Action::Administer, now).await?;
             self.recheck_open(&mut tx).await?;
             let cache = caches::by_name(&mut tx, cache).await?.ok_or(Error::NotFound("cache"))?;
-            let row = self.insert_cache_key(&mut tx, &cache, source, state, now).await?;
-            let event = Event::Key { cache: Some(&cache), key: &row, before: None };
-            self.emit(&mut tx, call, event, now).await?;
+            let row = self.insert_cache_key(&mut tx, call, &cache, source, state, now).await?;
             self.record(&mut tx, call, vec![created(&row, Some(&cache))], now).await?;
             tx.commit().await?;
             Ok(row)
@@ -112,10 +110,11 @@ impl Service {
         Ok(signing_keys::of_cache(&mut *self.inner.db.read().await?, row.id).await?)
     }
 
-    /// The row of a new key of a cache.
+    /// The row of a new key of a cache, of which webhooks are told.
     pub(super) async fn insert_cache_key(
         &self,
         tx: &mut Tx,
+        call: &Call,
         cache: &CacheRow,
         source: &KeySource,
         state: KeyState,
@@ -145,7 +144,25 @@ impl Service {
             KeySource::New { .. } => vault.seal_new_key(label),
         });
         let imported = matches!(source, KeySource::Imported(_));
-        self.insert_key(tx, key.map_err(key_error)?, state, imported, now).await
+        let row = self.insert_key(tx, key.map_err(key_error)?, state, imported, now).await?;
+        self.emit(tx, call, Event::Key { cache: Some(cache), key: &row, before: None }, now).await?;
+        Ok(row)
+    }
+
+    /// Takes a key of a cache to another state, of which webhooks are told.
+    async fn change_key(
+        &self,
+        tx: &mut Tx,
+        call: &Call,
+        cache: &CacheRow,
+        key: &KeyRow,
+        to: KeyState,
+        now: Timestamp,
+    ) -> Result<()> {
+        signing_keys::change_state(tx, &key.key.label.id, key.state, to).await?;
+        let after = KeyRow { state: to, ..key.clone() };
+        let event = Event::Key { cache: Some(cache), key: &after, before: Some(key.state) };
+        self.emit(tx, call, event, now).await
     }
 
     /// The row of a new key of the server itself.

@@ -146,6 +146,7 @@ struct Inner {
     webhooks_busy: webhooks::Busy,
     keyring: Keyring,
     clock: Clock,
+    ids: std::sync::Mutex<uuid::ContextV7>,
     limits: Limits,
     cluster_id: String,
     lease_terms: LeaseTerms,
@@ -242,6 +243,7 @@ impl Service {
             db,
             storage,
             clock,
+            ids: std::sync::Mutex::default(),
             limits,
             cluster_id,
         };
@@ -350,10 +352,12 @@ impl Service {
         row.filter(|row| row.id == cache.id).ok_or(Error::NotFound("cache"))
     }
 
-    /// A new row id: UUIDv7 text, ordered by time.
+    /// A new row id: UUIDv7 text, ordered by time, and within a millisecond in the order in which this replica made
+    /// them.
     fn new_id(&self, now: Timestamp) -> String {
         let millis = u64::try_from(now.0).unwrap_or(0);
-        uuid::Builder::from_unix_timestamp_millis(millis, &random::bytes()).into_uuid().to_string()
+        let nanos = u32::try_from(millis % 1000).unwrap_or(0) * 1_000_000;
+        uuid::Uuid::new_v7(uuid::Timestamp::from_unix(&self.inner.ids, millis / 1000, nanos)).to_string()
     }
 
     /// Reads the change epoch, so that this replica's memory ends with what was just changed.

@@ -118,7 +118,8 @@ impl Service {
         };
         let (cache, objects) = self.insert_cache(&mut tx, &new, now).await?;
         let source = KeySource::New { name: None };
-        let key = self.insert_cache_key(&mut tx, &cache, &source, KeyState::Active, now).await?;
+        let (host, state) = (Call::host(), KeyState::Active);
+        let key = self.insert_cache_key(&mut tx, &host, &cache, &source, state, now).await?;
         let admin: ContributorName =
             FIRST_ADMIN.parse().map_err(|error| Rejection::value("contributor", error))?;
         let claim = self.new_admin_claim(&mut tx, &admin, now).await?;

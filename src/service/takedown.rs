@@ -452,7 +452,7 @@ fn act<'a>(action: &'static str, row: &QuarantineRow, detail: serde_json::Value)
     Act { action, subject: row.name.clone(), detail, cache: None, event }
 }
 
-fn check_reason(reason: &str) -> Result<()> {
+pub(super) fn check_reason(reason: &str) -> Result<()> {
     if reason.trim().is_empty() {
         return Err(Rejection::value("reason", "is empty").into());
     }

@@ -51,6 +51,8 @@ pub mod webhook;
 
 #[cfg(test)]
 mod golden;
+#[cfg(test)]
+mod wycheproof;
 
 pub use key_file::KeyFile;
 pub use keyring::Keyring;

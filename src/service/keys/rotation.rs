@@ -94,7 +94,8 @@ impl Service {
                 Some(_) => return Err(Conflict::State("the new key has to be one that is next").into()),
                 None => {
                     let source = KeySource::New { name: asked.new.clone() };
-                    let row = self.insert_cache_key(&mut tx, &cache, &source, KeyState::Next, now).await?;
+                    let state = KeyState::Next;
+                    let row = self.insert_cache_key(&mut tx, call, &cache, &source, state, now).await?;
                     acts.push(created(&row, Some(&cache)));
                     row
                 }

@@ -13,7 +13,8 @@ use crate::db::signing_keys::{self, KeyRow, KeyState};
 use crate::db::{Gate, Tx, epoch, resigning, restarting};
 use crate::nix::signature::KeyName;
 use crate::service::audit::Act;
-use crate::service::{Call, Conflict, Error, Result, Rotation, Service, tokens};
+use crate::service::takedown::check_reason;
+use crate::service::{Call, Conflict, Error, Result, Rotation, Service};
 use crate::time::Timestamp;
 
 /// What a change of a key's state knows behind the gate.
@@ -118,7 +119,7 @@ impl Service {
         reason: &str,
     ) -> Result<Rotation> {
         self.require(call, &Action::Administer, "key-compromise", name.as_str()).await?;
-        let reason = tokens::checked_text("reason", reason)?;
+        check_reason(reason)?;
         // Before the gate, where a count of all paths would hold everybody up.
         let total = self.count_signed(cache, name).await?;
         let id = restarting(|| async {
@@ -134,10 +135,10 @@ impl Service {
             }
             let id = standing.key.key.label.id.clone();
             let to = KeyState::Compromised;
-            signing_keys::change_state(&mut tx, &id, standing.key.state, to).await?;
+            self.change_key(&mut tx, call, &standing.cache, &standing.key, to, now).await?;
             let detail = json!({ "reason": reason });
             let mut acts = vec![changed(&standing.key, to, &standing.cache, detail)];
-            let successor = self.successor(&mut tx, &standing, &mut acts).await?;
+            let successor = self.successor(&mut tx, call, &standing, &mut acts).await?;
             let mut row =
                 new_rotation(self.new_id(now), &standing.cache, RotationKind::Compromise, call, now);
             row.old_key = Some(id.clone());
@@ -170,6 +171,7 @@ impl Service {
     async fn successor<'a>(
         &self,
         tx: &mut Tx,
+        call: &Call,
         standing: &'a Standing,
         acts: &mut Vec<Act<'a>>,
     ) -> Result<Option<String>> {
@@ -178,9 +180,10 @@ impl Service {
             let Some(row) = others().find(|row| row.state == state) else { continue };
             let id = &row.key.label.id;
             if state != KeyState::Active {
-                signing_keys::change_state(tx, id, state, KeyState::Active).await?;
+                let to = KeyState::Active;
+                self.change_key(tx, call, &standing.cache, row, to, standing.now).await?;
                 let detail = json!({ "in_place_of": standing.key.key.label.name });
-                acts.push(changed(row, KeyState::Active, &standing.cache, detail));
+                acts.push(changed(row, to, &standing.cache, detail));
             }
             return Ok(Some(id.clone()));
         }
@@ -188,8 +191,9 @@ impl Service {
             return Ok(None);
         }
         let source = KeySource::New { name: None };
-        let new = self.insert_cache_key(tx, &standing.cache, &source, KeyState::Active, standing.now).await?;
-        acts.push(created(&new, Some(&standing.cache)));
+        let Standing { cache, now, .. } = standing;
+        let new = self.insert_cache_key(tx, call, cache, &source, KeyState::Active, *now).await?;
+        acts.push(created(&new, Some(cache)));
         Ok(Some(new.key.label.id))
     }
 
@@ -277,7 +281,7 @@ impl Service {
     /// The change itself, with its audit row and its leaf.
     async fn put_state(&self, tx: &mut Tx, call: &Call, standing: &Standing, to: KeyState) -> Result<()> {
         let Standing { cache, key, now, .. } = standing;
-        signing_keys::change_state(tx, &key.key.label.id, key.state, to).await?;
+        self.change_key(tx, call, cache, key, to, *now).await?;
         epoch::advance(tx).await?;
         self.record(tx, call, vec![changed(key, to, cache, json!({}))], *now).await
     }

@@ -283,7 +283,7 @@ impl Service {
                 [(new, KeyState::Next, KeyState::Active), (old, KeyState::Active, KeyState::Retiring)]
             {
                 if key.state == from {
-                    signing_keys::change_state(&mut tx, &key.key.label.id, from, to).await?;
+                    self.change_key(&mut tx, call, &bench.cache, key, to, now).await?;
                     acts.push(changed(key, to, &bench.cache, bench.detail()));
                 }
             }
@@ -319,8 +319,8 @@ impl Service {
             let mut acts = Vec::new();
             let old = bench.key(bench.rotation.old_key.as_ref()).filter(|key| key.state.signs());
             if let Some(old) = old {
-                let (id, to) = (&old.key.label.id, KeyState::Retired);
-                signing_keys::change_state(&mut tx, id, old.state, to).await?;
+                let to = KeyState::Retired;
+                self.change_key(&mut tx, call, &bench.cache, old, to, now).await?;
                 acts.push(changed(old, to, &bench.cache, bench.detail()));
             }
             let progress = bench.rotation.progress.clone();
@@ -348,10 +348,11 @@ impl Service {
             let Some(row) = locked(&mut tx, row).await? else { return Ok(()) };
             let Some(bench) = self.change_bench(&mut tx, row, now).await? else { return Ok(()) };
             let source = KeySource::New { name: None };
-            let new = self.insert_cache_key(&mut tx, &bench.cache, &source, KeyState::Active, now).await?;
+            let (call, state) = (Call::host(), KeyState::Active);
+            let new = self.insert_cache_key(&mut tx, &call, &bench.cache, &source, state, now).await?;
             key_rotations::set_new_key(&mut tx, &bench.rotation.id, &new.key.label.id).await?;
             epoch::advance(&mut tx).await?;
-            self.record(&mut tx, &Call::host(), vec![created(&new, Some(&bench.cache))], now).await?;
+            self.record(&mut tx, &call, vec![created(&new, Some(&bench.cache))], now).await?;
             tx.commit().await?;
             Ok::<_, Error>(())
         })
