@@ -5,6 +5,7 @@
 mod audit;
 mod follow;
 mod mirror;
+mod objects;
 pub(super) mod place;
 pub(super) mod reader;
 
@@ -32,7 +33,7 @@ pub enum LogCommand {
     Proof(ProofArgs),
     /// Read the whole log and recompute its root
     Verify(VerifyArgs),
-    /// Check every signature of the log, and by which right it was made
+    /// Check every signature of the log, by which right it was made, and that caches serve what was signed
     Audit(audit::AuditArgs),
     /// Copy the log into a folder, and notice when the server's is not its continuation
     Mirror(mirror::MirrorArgs),

@@ -1,14 +1,19 @@
 //! A signature log read critically, leaf by leaf: whether each signature is its key's, whether the log announced that
-//! key, and whether the token behind it was issued and not yet revoked.
+//! key, and whether the token behind it was issued and not yet revoked. With a [`ledger`], also what lies in a bucket,
+//! held against the leaves.
 //!
 //! Never reads a file, never asks a server, and never remembers a leaf: what it keeps is keys and tokens. That the
 //! leaves are those that the log signed is for whoever reads them.
+
+mod ledger;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::Serialize;
 
+use self::ledger::Ledger;
+pub use self::ledger::{Awaited, Fault, Judged};
 use crate::nix::signature::{PublicKey, Signature, verify_all};
 use crate::tlog::leaf::{
     ClaimLines, Commitment, Covered as _, Disclosed, Event, KeyEvent, Leaf, LeafError, References, Salt,
@@ -47,6 +52,22 @@ pub enum FindingKind {
     Opening,
     /// `replaces` does not name a leaf before.
     Replaces,
+    /// A narinfo that no leaf signed.
+    NarinfoUnaccounted,
+    /// A narinfo that is not as its leaf has it, or not as narvault writes one.
+    NarinfoDiffers,
+    /// A path that is to be served has no narinfo.
+    NarinfoMissing,
+    /// A narinfo of a path that a leaf took away.
+    NarinfoWithdrawn,
+    /// The NAR that a narinfo names is not there.
+    NarMissing,
+    /// It has another size than the narinfo says.
+    NarDiffers,
+    /// A build trace entry that no leaf signed.
+    EntryUnaccounted,
+    /// A build trace entry that is not what its leaf signed.
+    EntryDiffers,
 }
 
 /// One thing that is wrong.
@@ -75,6 +96,10 @@ pub struct Report {
     pub hidden: u64,
     /// Signatures over build trace entries, which the leaf does not show.
     pub realisations: u64,
+    /// Those of them that verify over an entry in the bucket that was looked at.
+    pub realisations_verified: u64,
+    /// Public paths whose narinfo in that bucket has the signature of its leaf.
+    pub narinfos: u64,
     /// How many leaves there are of each event.
     pub events: BTreeMap<String, u64>,
     /// At most [`FINDINGS_NAMED_MAX`] of them.
@@ -139,6 +164,7 @@ pub struct Auditor {
     /// And the leaf that revoked it.
     revoked: HashMap<Word, u64>,
     waiting: Vec<Waiting>,
+    ledger: Option<Ledger>,
     report: Report,
 }
 
@@ -165,6 +191,9 @@ impl Auditor {
         };
         self.count(index, &leaf);
         self.check_token(index, &leaf);
+        if let Some(ledger) = &mut self.ledger {
+            ledger.leaf(index, &leaf, beside);
+        }
         match &leaf.event {
             Event::Sign(signed) | Event::Resign(signed) => {
                 self.check_replaces(index, signed);
@@ -190,6 +219,10 @@ impl Auditor {
     /// What came out, once every leaf was taken.
     pub fn finish(mut self) -> Report {
         self.verify_waiting();
+        if let Some(ledger) = &self.ledger {
+            self.report.realisations_verified = ledger.verified_entries();
+            self.report.narinfos = ledger.narinfos();
+        }
         self.report.findings.sort_by_key(|finding| finding.index);
         self.report
     }

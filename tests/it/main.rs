@@ -14,6 +14,7 @@ mod key_rotation;
 mod leases;
 mod log_audit;
 mod log_mirror;
+mod log_storage;
 mod metrics;
 mod migrations;
 mod narinfo_trap;

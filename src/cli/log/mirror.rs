@@ -59,9 +59,8 @@ pub async fn mirror(args: MirrorArgs, context: &Context) -> Result<(), Failure> 
     };
     let (new, note) = source.checkpoint(&policy).await?;
     if new.size < old.size {
-        let what =
-            format!("the log was rolled back: it has {} leaves, this mirror has {}", new.size, old.size);
-        return Err(Failure::new(Exit::Refused, what).hint("keep this mirror: it has what is missing there"));
+        let hint = "keep this mirror: it has what is missing there";
+        return Err(rolled_back(new.size, old.size).hint(hint));
     }
     let mut reader = LogReader::open(&source, &new).await?.map_err(contradiction)?;
     reader.goes_on_from(&old).await?.map_err(|error| forked(&old, error))?;
@@ -94,6 +93,11 @@ pub async fn mirror(args: MirrorArgs, context: &Context) -> Result<(), Failure> 
             .with("copied", format!("{} leaves", answer.copied))
             .text()
     })
+}
+
+/// The failure that a rollback is, of whoever saw `old` leaves before.
+pub fn rolled_back(new: u64, old: u64) -> Failure {
+    Failure::new(Exit::Refused, format!("the log was rolled back: it has {new} leaves, and had {old} before"))
 }
 
 /// The failure that a fork is, of whoever saw `old` before.

@@ -51,8 +51,12 @@ pub enum LogPlace {
     Server(Client),
     /// Below any address: a mirror, or a bucket that is open to the web.
     Web(Client),
+    /// A mirror.
     Folder(PathBuf),
+    /// A server's storage, which has more than the log in it.
     Bucket(Storage),
+    /// The same in a folder.
+    StorageFolder(PathBuf),
 }
 
 impl LogPlace {
@@ -64,24 +68,14 @@ impl LogPlace {
             let is_server = client.web_file(&format!("api/v1/log/{KEY}")).await?.is_some();
             return Ok(if is_server { Self::Server(client) } else { Self::Web(client) });
         }
-        if !text.starts_with("s3://") && !text.starts_with("file://") {
-            return Ok(Self::Folder(in_folder(Path::new(text))));
-        }
-        let url: StorageUrl = text.parse().map_err(|error| {
-            Failure::caused(format!("{text:?} names no storage"), error)
-                .hint("give a folder, `s3://bucket/prefix?endpoint=https://host`, or a server's address")
-        })?;
-        match url {
-            StorageUrl::Disk { path } => Ok(Self::Folder(in_folder(&path))),
-            StorageUrl::S3(location) => {
-                let opened = server::open_bucket(&location).await;
-                opened.map(Self::Bucket).map_err(|error| Failure::Told {
-                    exit: Exit::Unreachable,
-                    error,
-                    hint: None,
-                })
+        Ok(match Named::open(text).await? {
+            // The log's root: the folder itself, or what a server's storage has in it.
+            Named::Folder(path) if !path.join(CHECKPOINT).exists() && log_folder(&path).is_dir() => {
+                Self::StorageFolder(path)
             }
-        }
+            Named::Folder(path) => Self::Folder(path),
+            Named::Bucket(storage) => Self::Bucket(storage),
+        })
     }
 
     /// The file at `path` below the log's root; `None` if there is none.
@@ -90,6 +84,7 @@ impl LogPlace {
             Self::Server(client) => Ok(client.log_file(path).await?),
             Self::Web(client) => Ok(client.web_file(path).await?),
             Self::Folder(folder) => in_folder_or_none(&folder.join(path)).await,
+            Self::StorageFolder(folder) => in_folder_or_none(&log_folder(folder).join(path)).await,
             Self::Bucket(storage) => {
                 let unreachable = |error: anyhow::Error| Failure::Told {
                     exit: Exit::Unreachable,
@@ -170,13 +165,38 @@ pub fn opened(bytes: &[u8], policy: &Policy) -> Result<(Checkpoint, Note), Failu
     Ok((checkpoint, note))
 }
 
-/// The log's root in a folder: the folder itself, or what a server's storage has in it.
-fn in_folder(folder: &Path) -> PathBuf {
-    let inside = log_folder(folder);
-    if !folder.join(CHECKPOINT).exists() && inside.is_dir() { inside } else { folder.to_owned() }
+/// A folder or a bucket, as an argument names it.
+pub enum Named {
+    Folder(PathBuf),
+    Bucket(Storage),
 }
 
-async fn in_folder_or_none(path: &Path) -> Result<Option<Vec<u8>>, Failure> {
+impl Named {
+    /// What `text` names: a path, `file://…` or `s3://…`. A folder is not looked at.
+    pub async fn open(text: &str) -> Result<Self, Failure> {
+        if !text.starts_with("s3://") && !text.starts_with("file://") {
+            return Ok(Self::Folder(PathBuf::from(text)));
+        }
+        let url: StorageUrl = text.parse().map_err(|error| {
+            Failure::caused(format!("{text:?} names no storage"), error)
+                .hint("give a folder, `s3://bucket/prefix?endpoint=https://host`, or a server's address")
+        })?;
+        match url {
+            StorageUrl::Disk { path } => Ok(Self::Folder(path)),
+            StorageUrl::S3(location) => {
+                let opened = server::open_bucket(&location).await;
+                opened.map(Self::Bucket).map_err(|error| Failure::Told {
+                    exit: Exit::Unreachable,
+                    error,
+                    hint: None,
+                })
+            }
+        }
+    }
+}
+
+/// The file at `path`; `None` if there is none.
+pub async fn in_folder_or_none(path: &Path) -> Result<Option<Vec<u8>>, Failure> {
     let failed = |error: io::Error| Failure::caused(format!("cannot read {}", path.display()), error);
     let size = match tokio::fs::metadata(path).await {
         Ok(metadata) => metadata.len(),
