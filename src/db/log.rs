@@ -174,15 +174,18 @@ pub async fn checkpoint(connection: &mut Connection) -> Result<Option<Checkpoint
     Ok(row.map(|(size, note, signed_at)| CheckpointRow { size, note, signed_at: Timestamp(signed_at) }))
 }
 
-/// Puts a checkpoint in place of the one of `old_size`, 0 for none. False: another stands there by now.
+/// Puts a checkpoint in place of the one of `old_size`, 0 for none. False: another stands there by now. Lists of
+/// references that were all published up to the old one are so up to the new one.
 pub async fn replace_checkpoint(
     connection: &mut Connection,
     old_size: i64,
     new: &CheckpointRow,
 ) -> Result<bool> {
     let result = sqlx::query(
-        "INSERT INTO log_checkpoint (id, size, note, signed_at) VALUES (1, $1, $2, $3) \
-         ON CONFLICT (id) DO UPDATE SET size = $1, note = $2, signed_at = $3 WHERE log_checkpoint.size = $4",
+        "INSERT INTO log_checkpoint (id, size, note, signed_at, references_to) VALUES (1, $1, $2, $3, $1) \
+         ON CONFLICT (id) DO UPDATE SET size = $1, note = $2, signed_at = $3, \
+         references_to = CASE WHEN log_checkpoint.references_to = $4 THEN $1 ELSE log_checkpoint.references_to END \
+         WHERE log_checkpoint.size = $4",
     )
     .bind(new.size)
     .bind(&new.note)
@@ -310,6 +313,43 @@ pub async fn references(connection: &mut Connection, digest: &[u8; 32]) -> Resul
     Ok(row.map(|(refs,)| refs))
 }
 
+/// Below which leaf all lists of references are published, and the size of the newest checkpoint; `None` before the
+/// first.
+pub async fn references_to(connection: &mut Connection) -> Result<Option<(i64, i64)>> {
+    let row = sqlx::query_as("SELECT references_to, size FROM log_checkpoint WHERE id = 1");
+    Ok(row.fetch_optional(connection).await?)
+}
+
+/// Writes down that all lists below `to` are published. Nothing where somebody got on from `from` meanwhile.
+pub async fn references_published(connection: &mut Connection, from: i64, to: i64) -> Result<()> {
+    sqlx::query("UPDATE log_checkpoint SET references_to = $2 WHERE id = 1 AND references_to = $1")
+        .bind(from)
+        .bind(to)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Those of the leaves from `first` on, below `end`, that may have the digest of a list in its place.
+pub async fn shortened(connection: &mut Connection, first: i64, end: i64) -> Result<Vec<String>> {
+    let rows: Vec<(String,)> = sqlx::query_as(
+        "SELECT leaf FROM log_leaves WHERE idx >= $1 AND idx < $2 AND leaf LIKE '%references-sha256 %' \
+         ORDER BY idx ASC",
+    )
+    .bind(first)
+    .bind(end)
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().map(|(leaf,)| leaf).collect())
+}
+
+/// What a server leaves behind that knew nothing of [`references_to`].
+#[cfg(test)]
+pub(crate) async fn forget_references(connection: &mut Connection) -> Result<()> {
+    let result = sqlx::query("UPDATE log_checkpoint SET references_to = 0").execute(connection).await?;
+    one_row("log_checkpoint", result.rows_affected())
+}
+
 /// What somebody with access to the database could do.
 #[cfg(test)]
 pub(crate) async fn alter_leaf(connection: &mut Connection, index: i64, leaf: &str) -> Result<()> {
@@ -382,6 +422,37 @@ mod tests {
 
             assert!(replace_checkpoint(&mut tx, 3, &of(5)).await.unwrap());
             assert_eq!(checkpoint(&mut tx).await.unwrap(), Some(of(5)));
+        }
+
+        async fn lists_of_references_are_known_to_be_published_up_to_where_none_is_missing(test: &TestDb) {
+            let of = |size: i64| CheckpointRow { size, note: format!("{size}"), signed_at: NOON };
+            let mut tx = test.db.begin(Gate::Around).await.unwrap();
+            assert_eq!(references_to(&mut tx).await.unwrap(), None);
+
+            replace_checkpoint(&mut tx, 0, &of(3)).await.unwrap();
+            replace_checkpoint(&mut tx, 3, &of(5)).await.unwrap();
+            assert_eq!(references_to(&mut tx).await.unwrap(), Some((5, 5)));
+
+            forget_references(&mut tx).await.unwrap();
+            replace_checkpoint(&mut tx, 5, &of(9)).await.unwrap();
+            assert_eq!(references_to(&mut tx).await.unwrap(), Some((0, 9)));
+            references_published(&mut tx, 0, 4).await.unwrap();
+            references_published(&mut tx, 0, 2).await.unwrap();
+            assert_eq!(references_to(&mut tx).await.unwrap(), Some((4, 9)));
+            references_published(&mut tx, 4, 9).await.unwrap();
+            replace_checkpoint(&mut tx, 9, &of(10)).await.unwrap();
+            assert_eq!(references_to(&mut tx).await.unwrap(), Some((10, 10)));
+        }
+
+        async fn only_leaves_that_may_have_a_digest_are_looked_at_for_lists(test: &TestDb) {
+            let mut tx = test.db.begin(Gate::Shared).await.unwrap();
+            let texts = ["references -\n", "x\nreferences-sha256 00\n", "x\n", "y\nreferences-sha256 11\n"];
+            append(&mut tx, 0, &texts.map(leaf)).await.unwrap();
+
+            for (first, end, expected) in [(0, 4, vec![1, 3]), (2, 4, vec![3]), (0, 3, vec![1]), (4, 9, vec![])] {
+                let expected: Vec<_> = expected.into_iter().map(|at: usize| texts[at]).collect();
+                assert_eq!(shortened(&mut tx, first, end).await.unwrap(), expected, "{first} {end}");
+            }
         }
     }
 }

@@ -112,5 +112,10 @@ pub(super) fn damaged(what: String) -> Error {
     Error::Internal(Damaged(what).into())
 }
 
+/// Whether rows are in the way, rather than a fault that passes.
+pub(super) fn is_damage(error: &Error) -> bool {
+    matches!(error, Error::Internal(source) if source.is::<Damaged>())
+}
+
 #[cfg(test)]
 mod tests;

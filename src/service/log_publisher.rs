@@ -62,9 +62,6 @@ pub enum Fork {
     Older { place: &'static str, published: u64, leaves: u64 },
 }
 
-/// A partial tile that is left behind harms nobody.
-const DELETION_TIME_MAX: Duration = Duration::from_secs(10);
-
 /// How long a witness that did not cosign is left alone while nothing new is published.
 const WITNESS_PAUSE: Duration = Duration::from_secs(30);
 
@@ -155,6 +152,8 @@ struct Published {
     stored: Option<u64>,
     /// When witnesses were asked last.
     witnessed_at: Option<Instant>,
+    /// Whether the lists of references of all leaves are published, and not only those of the leaves since they are.
+    has_references: bool,
 }
 
 impl Service {
@@ -208,8 +207,17 @@ impl Service {
         Ok((row, key))
     }
 
-    /// One round: what was published last, what is new, and the checkpoint in storage.
+    /// One round: what is new first, then what was left out before there were lists of references.
     async fn publish_round(&self, published: &mut Published) -> Publish<()> {
+        self.publish_new(published).await?;
+        if !published.has_references {
+            published.has_references = self.complete_references().await?;
+        }
+        Ok(())
+    }
+
+    /// What was published last, what is new, and the checkpoint in storage.
+    async fn publish_new(&self, published: &mut Published) -> Publish<()> {
         let (state, row) = {
             let mut connection = self.inner.db.read().await?;
             // The checkpoint first: one that is read after the size could be of more leaves than that.
@@ -258,7 +266,7 @@ impl Service {
             // Another replica was quicker; the next round looks at what it signed.
             return Ok(());
         }
-        tx.commit().await?;
+        self.commit_log(tx).await?;
         published.edge = Some(next);
         self.inner.log_health.seen(size, size, Instant::now());
         self.store_checkpoint(published, Some(new.note), &key).await?;
@@ -282,7 +290,7 @@ impl Service {
             let partial: Vec<_> = self.inner.storage.list(&folder).try_collect().await?;
             for entry in partial {
                 if let Some(key) = entry.key() {
-                    self.inner.storage.delete(&key, DELETION_TIME_MAX).await?;
+                    self.delete_log(&key).await?;
                 }
             }
         }
@@ -311,7 +319,7 @@ impl Service {
         let mut tx = self.inner.db.begin(Gate::Around).await?;
         let new = CheckpointRow { note: note.clone(), ..row };
         if log::replace_checkpoint(&mut tx, new.size, &new).await? {
-            tx.commit().await?;
+            self.commit_log(tx).await?;
             self.store_checkpoint(published, Some(note), key).await?;
         }
         Ok(())
@@ -351,7 +359,7 @@ impl Service {
                 return Err(Fork::Root { size }.into());
             }
             if there.as_deref() != Some(text.as_bytes()) {
-                self.inner.storage.put(&object, Bytes::from(text.clone())).await?;
+                self.write_log(&object, Bytes::from(text.clone())).await?;
             }
             published.stored = Some(size);
             // Two replicas may write in the wrong order: whoever wrote looks once more.
@@ -443,7 +451,7 @@ impl Service {
         match self.inner.storage.read(&key, TILE_SIZE_BYTES_MAX).await? {
             Some(there) if there == bytes => Ok(()),
             Some(_) => Err(Fork::Tile { tile }.into()),
-            None => Ok(self.inner.storage.put(&key, bytes.into()).await?),
+            None => Ok(self.write_log(&key, bytes.into()).await?),
         }
     }
 

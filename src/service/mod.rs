@@ -19,6 +19,7 @@ mod keys;
 mod leaves;
 mod log;
 mod log_publisher;
+mod log_writes;
 pub mod measure;
 mod memory;
 mod openings;

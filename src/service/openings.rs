@@ -9,15 +9,19 @@ use bytes::Bytes;
 
 use super::{Call, Error, Result, Service};
 use crate::access::{Action, CacheName, Caller};
-use crate::db::log;
+use crate::db::{Gate, log};
+use crate::nix::hash::Sha256Digest;
 use crate::storage::{LogName, ObjectKey};
-use crate::tlog::leaf::{ClaimLines, Covered as _, Disclosed, Leaf, References, Salt};
+use crate::tlog::leaf::{ClaimLines, Covered as _, Disclosed, Event, Leaf, References, Salt};
 
 /// Leaves that one question covers at most.
 pub const OPENINGS_COUNT_MAX: u32 = 1000;
 
 /// Largest list of references, in bytes: as many as a narinfo of the largest size could name.
 const REFERENCES_SIZE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Leaves that are looked at in one step for lists that were never published.
+const REFERENCES_LEAVES_AT_ONCE: i64 = if cfg!(test) { 1000 } else { 50_000 };
 
 /// What stands behind the commitment of one leaf.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,17 +75,65 @@ impl Service {
         if !leaf.contains("\nreferences-sha256 ") {
             return Ok(());
         }
-        let Ok(Leaf { event, .. }) = Leaf::parse(leaf.as_bytes()) else { return Ok(()) };
-        let Some(Disclosed::Open(ClaimLines { references: References::Digest(digest), .. })) = event.claim()
-        else {
-            return Ok(());
+        let Ok(leaf) = Leaf::parse(leaf.as_bytes()) else { return Ok(()) };
+        let Some((digest, key)) = digest_of(&leaf.event) else { return Ok(()) };
+        let Some(list) = log::references(&mut *self.inner.db.read().await?, digest).await? else {
+            return match self.stored_references(&leaf.event).await? {
+                Some(_) => Ok(()),
+                None => Err(super::log::damaged("a list of references is missing".to_owned())),
+            };
         };
-        let list = log::references(&mut *self.inner.db.read().await?, digest).await?;
-        let list = list.ok_or_else(|| super::log::damaged("a list of references is missing".to_owned()))?;
-        match references_key(&data_encoding::HEXLOWER.encode(digest)) {
-            Some(key) => Ok(self.inner.storage.put(&key, list.into()).await?),
-            None => Ok(()),
+        // A list is the same for ever: one of that size in its place is it, or a finding of the next audit.
+        if self.inner.storage.size(&key).await? == Some(list.len() as u64) {
+            return Ok(());
         }
+        self.write_log(&key, list.into()).await
+    }
+
+    /// The list that a leaf has the digest of openly, as it was published; `None` where there is none, or another.
+    pub(super) async fn stored_references(&self, event: &Event) -> Result<Option<String>> {
+        let Some((digest, key)) = digest_of(event) else { return Ok(None) };
+        let bytes = self.inner.storage.read(&key, REFERENCES_SIZE_BYTES_MAX).await?;
+        let bytes = bytes.filter(|bytes| Sha256Digest::of(bytes).0 == *digest);
+        Ok(bytes.and_then(|bytes| String::from_utf8(bytes.to_vec()).ok()))
+    }
+
+    /// Publishes the lists of leaves that were published before lists were: the next range of them. True: there are no
+    /// more. Broken off, it begins with that range again.
+    pub(super) async fn complete_references(&self) -> Result<bool> {
+        let (leaves, from, to, size) = {
+            let mut connection = self.inner.db.read().await?;
+            let Some((from, size)) = log::references_to(&mut connection).await? else { return Ok(false) };
+            let to = size.min(from.saturating_add(REFERENCES_LEAVES_AT_ONCE));
+            (log::shortened(&mut connection, from, to).await?, from, to, size)
+        };
+        if from >= size {
+            return Ok(true);
+        }
+        for leaf in leaves {
+            match self.publish_references(&leaf).await {
+                // Nobody has the list any more: an audit tells of it, and nothing else waits for it.
+                Err(error) if super::log::is_damage(&error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(error, "a leaf's list of references is lost");
+                }
+                done => done?,
+            }
+        }
+        let mut tx = self.inner.db.begin(Gate::Around).await?;
+        log::references_published(&mut tx, from, to).await?;
+        self.commit_log(tx).await?;
+        Ok(to == size)
+    }
+}
+
+/// The digest that stands openly in place of a list of references, and where the list lies.
+fn digest_of(event: &Event) -> Option<(&[u8; 32], ObjectKey)> {
+    match event.claim()? {
+        Disclosed::Open(ClaimLines { references: References::Digest(digest), .. }) => {
+            Some((digest, references_key(&data_encoding::HEXLOWER.encode(digest))?))
+        }
+        _ => None,
     }
 }
 

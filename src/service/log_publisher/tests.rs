@@ -1,3 +1,5 @@
+mod references;
+
 use std::collections::BTreeMap;
 
 use super::*;

@@ -1,0 +1,31 @@
+//! The writes of the log's publisher, one at a time: each may be the last thing that a replica does.
+//!
+//! Nothing else may write what is published of the log.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{Result, Service};
+use crate::db::Tx;
+use crate::storage::ObjectKey;
+
+impl Service {
+    /// Writes an object of the published log.
+    pub(super) async fn write_log(&self, key: &ObjectKey, bytes: Bytes) -> Result<()> {
+        Ok(self.inner.storage.put(key, bytes).await?)
+    }
+
+    /// Removes an object of the published log that another one has taken the place of.
+    pub(super) async fn delete_log(&self, key: &ObjectKey) -> Result<()> {
+        Ok(self.inner.storage.delete(key, DELETION_TIME_MAX).await?)
+    }
+
+    /// Commits what the rows say of the published log.
+    pub(super) async fn commit_log(&self, tx: Tx) -> Result<()> {
+        Ok(tx.commit().await?)
+    }
+}
+
+/// A partial tile that is left behind harms nobody.
+const DELETION_TIME_MAX: Duration = Duration::from_secs(10);
