@@ -8,6 +8,7 @@ mod mirror;
 mod objects;
 pub(super) mod place;
 pub(super) mod reader;
+mod seen;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;

@@ -13,6 +13,7 @@ mod isolation;
 mod key_rotation;
 mod leases;
 mod log_audit;
+mod log_follow;
 mod log_mirror;
 mod log_storage;
 mod metrics;
