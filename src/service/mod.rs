@@ -158,6 +158,8 @@ struct Inner {
     tokens: LiveTokens,
     door: Door,
     log_health: LogHealth,
+    #[cfg(test)]
+    log_cut: log_writes::Cut,
     /// Set where the database is older than what was published from it.
     rollback: OnceLock<Rollback>,
     watch: Watch,
@@ -231,6 +233,8 @@ impl Service {
             tokens: LiveTokens::new(token_keys),
             door: Door::new(vault),
             log_health: LogHealth::default(),
+            #[cfg(test)]
+            log_cut: log_writes::Cut::default(),
             rollback: OnceLock::new(),
             watch: Watch::new(witnesses).map_err(|error| Error::Internal(error.into()))?,
             secret_tries: RateLimiter::per_minute(rate_per_minute),

@@ -20,6 +20,7 @@ use crate::nix::store_path::StorePath;
 use crate::storage::{self, DiskSettings, Storage};
 use crate::time::Clock;
 use crate::webhook;
+use crate::witness::Witness;
 
 /// An open service and the admin's token.
 pub struct TestService {
@@ -30,17 +31,24 @@ pub struct TestService {
 
 /// Opens a service; several on one database are replicas.
 pub async fn open(test: &TestDb, clock: &Clock, vault: VaultSettings) -> (Service, Option<FirstStart>) {
-    open_paced(test, clock, vault, KeyLimits::default()).await
+    open_with(test, clock, vault, Others::default()).await
 }
 
-/// The same, with other limits for keys.
-pub async fn open_paced(
+/// What few tests are about: limits for keys, and witnesses that are shown checkpoints.
+#[derive(Default)]
+pub struct Others {
+    pub keys: KeyLimits,
+    pub witnesses: Vec<Witness>,
+}
+
+/// The same, with these.
+pub async fn open_with(
     test: &TestDb,
     clock: &Clock,
     vault: VaultSettings,
-    keys: KeyLimits,
+    others: Others,
 ) -> (Service, Option<FirstStart>) {
-    open_on(test, Db::open(&test.settings).await.unwrap(), clock, vault, keys).await
+    open_on(test, Db::open(&test.settings).await.unwrap(), clock, vault, others).await
 }
 
 async fn open_on(
@@ -48,7 +56,7 @@ async fn open_on(
     db: Db,
     clock: &Clock,
     vault: VaultSettings,
-    keys: KeyLimits,
+    others: Others,
 ) -> (Service, Option<FirstStart>) {
     let root = test.folder.path().join("storage");
     let storage = Storage::open(storage::Settings::Disk(DiskSettings { root }), uuid::Uuid::now_v7());
@@ -56,10 +64,10 @@ async fn open_on(
         db,
         storage: storage.await.unwrap(),
         clock: clock.clone(),
-        limits: Limits { keys, ..limits() },
+        limits: Limits { keys: others.keys, ..limits() },
         vault,
         webhooks: webhook::Allowed { private: true, http: true },
-        witnesses: Vec::new(),
+        witnesses: others.witnesses,
         rate_per_minute: 10,
     };
     Service::open(settings).await.unwrap()
@@ -97,7 +105,8 @@ impl TestService {
     /// The same, with other limits for keys.
     pub async fn start_paced(test: &TestDb, keys: KeyLimits) -> Self {
         let clock = Clock::fixed(NOON);
-        let (service, first) = open_on(test, test.db.clone(), &clock, vault(test), keys).await;
+        let others = Others { keys, ..Others::default() };
+        let (service, first) = open_on(test, test.db.clone(), &clock, vault(test), others).await;
         let claim = first.unwrap().claim;
         let admin = service.claim_admin(&anonymous(), claim.expose()).await.unwrap().text;
         Self { service, clock, admin }

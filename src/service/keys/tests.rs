@@ -234,7 +234,8 @@ on_each_database! {
             desk.service().advance_rotations().await.unwrap();
         }
         assert_eq!(desk.rotation().await.progress.done, 4);
-        let (other, _) = testing::open_paced(test, &desk.server.clock, testing::vault(test), slow).await;
+        let others = testing::Others { keys: slow, ..testing::Others::default() };
+        let (other, _) = testing::open_with(test, &desk.server.clock, testing::vault(test), others).await;
 
         // The first one may still be alive.
         other.advance_rotations().await.unwrap();
@@ -271,7 +272,8 @@ on_each_database! {
         assert_eq!(batch, resign::Batch::Elsewhere);
         assert_eq!((read().await.progress.done, desk.leaves().await.len()), (done, leaves));
         // Nor does whoever has lost the lease.
-        let (other, _) = testing::open_paced(test, &desk.server.clock, testing::vault(test), slow).await;
+        let others = testing::Others { keys: slow, ..testing::Others::default() };
+        let (other, _) = testing::open_with(test, &desk.server.clock, testing::vault(test), others).await;
         assert_eq!(other.resign_batch(&read().await).await.unwrap(), resign::Batch::Elsewhere);
         assert_eq!(desk.leaves().await.len(), leaves);
         other.shut_down().await;

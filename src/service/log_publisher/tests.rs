@@ -1,3 +1,4 @@
+mod cuts;
 mod references;
 
 use std::collections::BTreeMap;
