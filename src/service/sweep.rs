@@ -150,3 +150,6 @@ const ORPHAN_AGE: Duration = ARRIVING_MAX;
 
 /// No upload that goes on is older: 64 GiB at 1 MiB/s take 18 hours.
 const UPLOAD_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
+
+#[cfg(test)]
+mod tests;
