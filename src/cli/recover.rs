@@ -24,6 +24,7 @@ struct Recovered {
     paths_adopted: u64,
     keys_changed: u64,
     caches_deleted: u64,
+    quarantines: u64,
     lost: Vec<String>,
 }
 
@@ -48,6 +49,7 @@ impl From<Recovery> for Recovered {
             paths_adopted: recovery.paths_adopted,
             keys_changed: recovery.keys_changed,
             caches_deleted: recovery.caches_deleted,
+            quarantines: recovery.quarantines,
             lost: recovery.lost,
         }
     }
@@ -66,8 +68,9 @@ fn text(recovered: &Recovered) -> String {
          {paths_withdrawn} paths withdrawn or deleted again\n\
          {paths_adopted} paths served again that were signed since the backup\n\
          {} keys in the state that they had\n\
-         {} caches deleted again\n",
-        recovered.keys_changed, recovered.caches_deleted
+         {} caches deleted again\n\
+         {} contributors and paths quarantined again\n",
+        recovered.keys_changed, recovered.caches_deleted, recovered.quarantines
     );
     if !recovered.lost.is_empty() {
         text.push_str("not back:\n");

@@ -6,6 +6,7 @@
 
 mod adopt;
 mod effects;
+mod quarantines;
 
 use std::collections::{HashMap, HashSet};
 
@@ -38,6 +39,8 @@ pub struct Recovery {
     pub paths_adopted: u64,
     pub keys_changed: u64,
     pub caches_deleted: u64,
+    /// Contributors, and withdrawn paths, that are quarantined again.
+    pub quarantines: u64,
     /// What does not come back, each with what to do.
     pub lost: Vec<String>,
 }
@@ -145,18 +148,19 @@ impl Service {
         Ok(())
     }
 
-    /// Writes leaves down as they were published. What their salted hashes stand for is lost.
+    /// Writes leaves down as they were published, with the lists of references that lie beside them. What their salted
+    /// hashes stand for is lost.
     async fn append_lost(&self, batch: &[Published]) -> Result<()> {
-        let rows: Vec<LeafRow> = batch
-            .iter()
-            .map(|one| LeafRow {
+        let mut rows = Vec::with_capacity(batch.len());
+        for one in batch {
+            rows.push(LeafRow {
                 event: one.leaf.event.name().to_owned(),
                 leaf: one.text.clone(),
                 path_id: None,
                 openings: Vec::new(),
-                long_references: None,
-            })
-            .collect();
+                long_references: self.stored_references(&one.leaf.event).await?,
+            });
+        }
         restarting(|| async {
             let mut tx = self.inner.db.begin(Gate::Exclusive).await?;
             super::log::append_published(&mut tx, &rows).await?;
@@ -185,6 +189,7 @@ impl Service {
                 "tokens_revoked": recovery.tokens_revoked,
                 "paths_withdrawn": recovery.paths_withdrawn,
                 "paths_adopted": recovery.paths_adopted,
+                "quarantines": recovery.quarantines,
                 "lost": recovery.lost.len(),
             });
             self.audit(&mut tx, call, "recover", Outcome::Done, "", detail, now).await?;

@@ -95,6 +95,8 @@ async fn nothing_is_revived(backend: Backend) {
     assert_eq!(answer["contributors_suspended"], 1, "{answer}");
     assert_eq!(answer["paths_withdrawn"], 2, "{answer}");
     assert_eq!(answer["paths_adopted"], 2, "{answer}");
+    // Mallory, and the path that went with them.
+    assert_eq!(answer["quarantines"], 2, "{answer}");
 
     assert_eq!(server.http().get("/readyz").await.text(), "ready\n");
     assert_eq!(leaver.http.get("/push/main/nix-cache-info").await.status, 401, "a revoked token lives");
@@ -145,6 +147,95 @@ macro_rules! on_each_spawned_backend {
 }
 
 on_each_spawned_backend!(nothing_is_revived);
+
+/// What a command of an administrator answers.
+async fn answer(server: &TestServer, arguments: &[&str]) -> serde_json::Value {
+    let ended = server.narvault(arguments.iter().chain(&["--json"])).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let lines = ended.stdout.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    serde_json::Value::Array(lines.collect())
+}
+
+async fn what_was_quarantined_since_is_quarantined_again(backend: Backend) {
+    let Some(mut server) = TestServer::spawn(backend, &[]).await else {
+        return println!("skipped: {backend:?} is not here");
+    };
+    let mallory = server.token("mallory", &["push:main"]).await;
+    let stays = server.token("stays", &["push:main"]).await;
+    let (bad, shared) = (TestPath::new("bad", "bad"), TestPath::new("shared", "shared"));
+    let (again, alone) = (TestPath::new("again", "again"), TestPath::new("alone", "alone"));
+    for path in [&bad, &shared, &again] {
+        mallory.http.push("main", path).await;
+    }
+    stays.http.push("main", &alone).await;
+    stays.http.put_nar("main", &shared).await.assert_status(201);
+    stays.http.put_narinfo("main", &shared).await.assert_status(200);
+    let bad_text = narinfo(&server.http(), &bad).await;
+    server.restart_after(async |site: &Site| site.back_up_database().await).await;
+
+    let fresh = TestPath::new("fresh", "fresh");
+    mallory.http.push("main", &fresh).await;
+    let quarantine = ["contributor", "quarantine", "mallory", "--since", "1h", "--reason", "broken into"];
+    assert_eq!(server.narvault(quarantine).await.code, Some(0));
+    let quarantine = ["path", "quarantine", "main", alone.hash(), "--reason", "under suspicion"];
+    assert_eq!(server.narvault(quarantine).await.code, Some(0));
+    // Somebody else vouches for one of them anew.
+    stays.http.push("main", &again).await;
+    let again_text = narinfo(&server.http(), &again).await;
+    everything_is_published(&server, &again).await;
+    let recovered = std::sync::Mutex::new(None);
+    server
+        .restart_after(async |site: &Site| {
+            site.restore_database().await;
+            *recovered.lock().unwrap() = Some((recover(site).await, recover(site).await));
+        })
+        .await;
+
+    let (recovered, nothing) = recovered.into_inner().unwrap().unwrap();
+    assert_eq!((recovered.code, nothing.code), (Some(0), Some(0)), "{recovered:?} {nothing:?}");
+    let told: serde_json::Value = serde_json::from_str(&recovered.stdout).unwrap();
+    // Mallory, and each path that the backup had.
+    assert_eq!((&told["quarantines"], &told["paths_withdrawn"]), (&4.into(), &3.into()), "{told}");
+    let lost = told["lost"].as_array().unwrap().iter().map(|one| one.as_str().unwrap());
+    let lost = lost.collect::<Vec<_>>().join("\n");
+    assert!(lost.contains("`narvault contributor quarantine mallory --since TIME --reason TEXT`"), "{lost}");
+    assert!(lost.contains(&format!("{} of main was pushed and withdrawn since", fresh.store_path)), "{lost}");
+
+    // The rows are as after a quarantine.
+    let listed = until("mallory's to be carried through", async || {
+        let listed = answer(&server, &["quarantine", "list"]).await;
+        let of = |one: &serde_json::Value| format!("{} {}", one["subject"], one["state"]).replace('"', "");
+        let mut listed: Vec<_> = listed[0]["items"].as_array().unwrap().iter().map(of).collect();
+        listed.sort();
+        listed.iter().all(|one| one.ends_with(" standing")).then_some(listed)
+    })
+    .await;
+    let base = |path: &TestPath| path.store_path["/nix/store/".len()..].to_owned();
+    let mut expected = [&bad, &again, &alone].map(|path| format!("main/{} standing", base(path))).to_vec();
+    expected.push("mallory standing".to_owned());
+    expected.sort();
+    assert_eq!(listed, expected);
+    let affected = answer(&server, &["path", "affected", "main", "--since", "1h"]).await.to_string();
+    for (path, is_gone) in [(&bad, true), (&alone, true), (&again, false), (&shared, false)] {
+        assert_eq!(affected.contains(&path.store_path), is_gone, "{affected}");
+    }
+    let shown = server.admin().path("main", bad.hash()).await.unwrap();
+    assert!(shown.evidence.iter().all(|one| one.void), "{shown:?}");
+    assert_eq!(narinfo(&server.http(), &again).await, again_text);
+    narinfo(&server.http(), &shared).await;
+
+    // And they can be ended, or made as wide as they were.
+    let restore = ["path", "restore", "main", bad.hash(), "--reason", "false alarm"];
+    assert_eq!(server.narvault(restore).await.code, Some(0));
+    assert_eq!(narinfo(&server.http(), &bad).await, bad_text);
+    let wider = ["contributor", "quarantine", "mallory", "--since", "1h", "--reason", "as it was"];
+    assert_eq!(server.narvault(wider).await.code, Some(0));
+    let gone = server.http().get(&format!("/main/{}.narinfo", bad.hash())).await;
+    assert_eq!(gone.status, 404);
+    narinfo(&server.http(), &shared).await;
+}
+
+on_each_spawned_backend!(what_was_quarantined_since_is_quarantined_again);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_not_behind_is_left_alone() {

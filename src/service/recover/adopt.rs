@@ -13,6 +13,7 @@ use crate::db::caches::{self, CacheRow};
 use crate::db::evidence::{self, NewEvidence, Source};
 use crate::db::measured::{self, Arrival, Measured};
 use crate::db::paths::{self, MadeSignature, NewPath, PathFilter, PathRow, PathState};
+use crate::db::withdrawals::{self, Fate};
 use crate::db::{Gate, PageBounds, Tx, log, restarting};
 use crate::nix::narinfo::NarInfo;
 use crate::nix::store_path::{StorePath, StorePathHash};
@@ -206,7 +207,10 @@ impl Service {
         let Some(claim_id) = ids.into_iter().next() else { return Ok(None) };
         match row {
             Some(row) if row.state == PathState::Published => return Ok(None),
-            Some(row) => paths::republish(tx, &row.id, &claim_id, now).await?,
+            Some(row) => {
+                withdrawals::end_of_paths(tx, [&row.id], Fate::Republished, now).await?;
+                paths::republish(tx, &row.id, &claim_id, now).await?;
+            }
             None => {}
         }
         if let Some(contributor) = leaf.by.as_deref().and_then(|by| by.parse::<ContributorId>().ok()) {
@@ -245,6 +249,9 @@ impl Service {
                     let path = StorePath::from_base_name(&row.store_path).map(|path| path.hash());
                     let path = paths::find_all(&mut tx, cache.id, path).await?;
                     takedown::hide(&mut tx, cache, &path.iter().collect::<Vec<_>>(), now).await?;
+                    for path in &path {
+                        self.hold_path(&mut tx, said, cache, path, None, now).await?;
+                    }
                     said.recovery.paths_withdrawn += 1;
                 }
             }

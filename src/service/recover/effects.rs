@@ -1,5 +1,6 @@
 //! What each lost leaf did to the rows: whatever took something away is done again, by the leaf's own words.
 
+use super::quarantines::by;
 use super::{Published, Said, SignedLeaf, moment};
 use crate::access::ContributorId;
 use crate::db::paths::{self, PathState};
@@ -8,6 +9,7 @@ use crate::db::{Gate, Tx, caches, contributors, epoch, restarting, tokens};
 use crate::nix::store_path::StorePath;
 use crate::service::release::Release;
 use crate::service::{Call, Error, Result, Service, takedown};
+use crate::storage::CacheObject;
 use crate::time::Timestamp;
 use crate::tlog::leaf::{CacheLine, Disclosed, Event, KeyEvent, PathLines, Signed, Word};
 
@@ -40,10 +42,11 @@ impl Service {
                     said.recovery.tokens_revoked += 1;
                 }
             }
-            Event::ContributorSuspend(id) => self.suspend(tx, said, id, at, false).await?,
-            Event::ContributorQuarantine(id) => self.suspend(tx, said, id, at, true).await?,
-            Event::Withdraw(lines) => self.take_away(tx, said, lines, PathState::Withdrawn, at).await?,
-            Event::Delete(lines) => self.take_away(tx, said, lines, PathState::Deleted, at).await?,
+            Event::ContributorSuspend(id) => suspend(tx, said, id, at).await?,
+            Event::ContributorQuarantine(id) => self.quarantine_contributor(tx, said, id, one, at).await?,
+            Event::Withdraw(lines) => self.take_away(tx, said, lines, PathState::Withdrawn, one, at).await?,
+            Event::Delete(lines) => self.take_away(tx, said, lines, PathState::Deleted, one, at).await?,
+            Event::Restore(Disclosed::Open(lines)) => tell_restored(tx, said, lines, now).await?,
             Event::KeyState(key) => change_key(tx, said, key).await?,
             Event::CacheDelete(Disclosed::Open(CacheLine { cache: Some(name) })) => {
                 if let Ok(name) = name.as_str().parse()
@@ -58,30 +61,21 @@ impl Service {
         Ok(())
     }
 
-    /// Suspends a contributor. What the leaf's detail said is lost: it may have been the end of a suspension.
-    async fn suspend(
+    /// Kills what a quarantined contributor could act with, and quarantines them.
+    async fn quarantine_contributor(
         &self,
         tx: &mut Tx,
         said: &mut Said,
         id: &Word,
+        one: &Published,
         at: Timestamp,
-        kill_tokens: bool,
     ) -> Result<()> {
         let Ok(id) = id.as_str().parse::<ContributorId>() else { return Ok(()) };
         let Some(row) = contributors::by_id(tx, id).await? else { return Ok(()) };
-        if kill_tokens {
-            for token in tokens::unrevoked_of(tx, id, TOKENS_MAX).await? {
-                said.recovery.tokens_revoked += u64::from(tokens::revoke(tx, token, REASON, at).await?);
-            }
-        } else if contributors::set_suspended(tx, id, Some(at)).await? {
-            said.recovery.contributors_suspended += 1;
-            let name = &row.name;
-            said.recovery.lost.push(format!(
-                "{name} was suspended, or that was lifted; they are suspended now: \
-                 `narvault contributor resume {name}` lifts it"
-            ));
+        for token in tokens::unrevoked_of(tx, id, TOKENS_MAX).await? {
+            said.recovery.tokens_revoked += u64::from(tokens::revoke(tx, token, REASON, at).await?);
         }
-        Ok(())
+        self.quarantine_again(tx, said, &row, one, at).await
     }
 
     /// Moves a path of a public cache out of what is served.
@@ -91,6 +85,7 @@ impl Service {
         said: &mut Said,
         lines: &Disclosed<PathLines>,
         to: PathState,
+        one: &Published,
         at: Timestamp,
     ) -> Result<()> {
         let Disclosed::Open(lines) = lines else {
@@ -103,7 +98,15 @@ impl Service {
             return Ok(());
         };
         let Some(cache) = caches::by_name(tx, &name).await? else { return Ok(()) };
-        let Some(row) = paths::find(tx, cache.id, path.hash()).await? else { return Ok(()) };
+        let Some(row) = paths::find(tx, cache.id, path.hash()).await? else {
+            if to == PathState::Withdrawn {
+                said.recovery.lost.push(format!(
+                    "{path} of {name} was pushed and withdrawn since the backup: `narvault path affected` does not tell \
+                     those who pulled it"
+                ));
+            }
+            return Ok(());
+        };
         match (row.state, to) {
             (PathState::Published | PathState::Withdrawn, PathState::Deleted) => {
                 let mut release = Release::by_worker(&cache, at);
@@ -113,12 +116,48 @@ impl Service {
             (PathState::Published, _) => {
                 paths::change_state(tx, &row.id, PathState::Published, to, at).await?;
                 takedown::hide(tx, &cache, &[&row], at).await?;
+                self.hold_path(tx, said, &cache, &row, by(one), at).await?;
             }
             _ => return Ok(()),
         }
         said.recovery.paths_withdrawn += 1;
         Ok(())
     }
+}
+
+/// Suspends a contributor. What the leaf's detail said is lost: it may have been the end of a suspension.
+async fn suspend(tx: &mut Tx, said: &mut Said, id: &Word, at: Timestamp) -> Result<()> {
+    let Ok(id) = id.as_str().parse::<ContributorId>() else { return Ok(()) };
+    let Some(row) = contributors::by_id(tx, id).await? else { return Ok(()) };
+    if contributors::set_suspended(tx, id, Some(at)).await? {
+        said.recovery.contributors_suspended += 1;
+        let name = &row.name;
+        said.recovery.lost.push(format!(
+            "{name} was suspended, or that was lifted; they are suspended now: \
+             `narvault contributor resume {name}` lifts it"
+        ));
+    }
+    Ok(())
+}
+
+/// Leaves a path withdrawn whose quarantine ended since, has storage follow, and says how to end it again.
+async fn tell_restored(tx: &mut Tx, said: &mut Said, lines: &PathLines, now: Timestamp) -> Result<()> {
+    let (Ok(name), Ok(path)) = (lines.cache.as_str().parse(), StorePath::from_absolute(lines.path.as_str()))
+    else {
+        return Ok(());
+    };
+    let Some(cache) = caches::by_name(tx, &name).await? else { return Ok(()) };
+    let row = paths::find(tx, cache.id, path.hash()).await?;
+    if row.is_some_and(|row| row.state == PathState::Withdrawn) {
+        Release::by_worker(&cache, now).object(tx, CacheObject::Narinfo(path.hash())).await?;
+        said.recovery.lost.push(format!(
+            "{path} of {name} was restored from a quarantine; it is withdrawn now: \
+             `narvault path restore {name} {} --reason TEXT` brings it back, or the restoration of whom else \
+             `narvault quarantine list` names",
+            path.hash()
+        ));
+    }
+    Ok(())
 }
 
 /// Brings a key into the state that it had, unless that would let it sign more than it does now.
@@ -163,10 +202,6 @@ async fn tell_lost(tx: &mut Tx, said: &mut Said, event: &Event) -> Result<()> {
         Event::TokenIssue(token) => {
             Some(format!("the token {token} is dead if it was issued after the backup"))
         }
-        Event::Restore(Disclosed::Open(lines)) => Some(format!(
-            "{} of {} was restored from a quarantine; restore it again",
-            lines.path, lines.cache
-        )),
         Event::VaultSlot => {
             Some("a slot of the vault was added or removed; compare `narvault vault status`".to_owned())
         }
@@ -188,6 +223,7 @@ impl Said {
         all.paths_withdrawn += more.paths_withdrawn;
         all.keys_changed += more.keys_changed;
         all.caches_deleted += more.caches_deleted;
+        all.quarantines += more.quarantines;
         for lost in more.lost {
             if !all.lost.contains(&lost) && all.lost.len() < LOST_MAX {
                 all.lost.push(lost);
@@ -221,7 +257,7 @@ impl Said {
 }
 
 /// Why a token is revoked and a path deleted, as far as it is known.
-const REASON: &str = "as the signature log says";
+pub(super) const REASON: &str = "as the signature log says";
 
 /// Tokens of one contributor that are killed in one step.
 const TOKENS_MAX: i64 = 10_000;
