@@ -6,6 +6,7 @@
 //! ```text
 //! slot secret (key file | passphrase → Argon2id)              one row for each slot       slots, key_file, passphrase
 //!   └ wraps ROOT   32 random bytes, exists only in memory     vault_slots.wrapped_root    root
+//!       ├ makes the keys of backups                           –                           backup
 //!       └ wraps KEK v1 … vn                                   vault_keks.wrapped          root
 //!           ├ seals Ed25519 seeds: cache, token, log keys     signing_keys.sealed         keys
 //!           └ seals secrets of webhooks                       webhooks.sealed             webhook
@@ -36,6 +37,7 @@
 //! - What holds a secret prints as `[redacted]`; no error repeats what it could not read.
 //! - ROOT, KEKs and opened seeds lie in locked pages of their own ([`memory`]), wiped when the keyring is locked.
 
+pub mod backup;
 pub mod key_file;
 pub mod keyring;
 pub mod keys;
@@ -54,6 +56,7 @@ mod golden;
 #[cfg(test)]
 mod wycheproof;
 
+pub use backup::{BackupKey, ChunkPlace};
 pub use key_file::KeyFile;
 pub use keyring::Keyring;
 pub use keys::{KeyLabel, OpenKey, Purpose, SealedKey};

@@ -5,6 +5,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use hkdf::Hkdf;
+use sha2::Sha256;
+use zeroize::Zeroizing;
+
 use super::VaultError;
 use super::memory::LockedBytes;
 use super::seal::{Binding, SealKey, Sealed};
@@ -91,6 +95,15 @@ impl OpenVault {
     pub(super) fn newest_kek(&self) -> (u32, SealKey) {
         let (version, kek) = self.keks.last_key_value().expect("never empty: `create` and `open` see to it");
         (*version, SealKey::derive(kek))
+    }
+
+    /// 32 bytes out of ROOT that tell nothing of it, nor of what another `info` or salt makes.
+    pub(super) fn stretch_root(&self, salt: &[u8], info: &[u8]) -> Zeroizing<[u8; 32]> {
+        let mut key = Zeroizing::new([0; 32]);
+        Hkdf::<Sha256>::new(Some(salt), self.root.expose())
+            .expand(info, key.as_mut_slice())
+            .expect("32 bytes: HKDF-SHA256 makes up to 8160");
+        key
     }
 
     pub(super) fn kek(&self, version: u32) -> Option<SealKey> {
