@@ -13,6 +13,8 @@ pub mod admin_claims;
 pub mod audit;
 pub mod audit_commits;
 pub mod auxiliary;
+pub mod backup;
+pub mod backup_schedule;
 pub mod caches;
 pub mod cluster;
 pub mod contributors;

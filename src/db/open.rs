@@ -109,6 +109,18 @@ impl Db {
         Ok(Tx::new(self.writer.begin_with(statement).await?))
     }
 
+    /// A transaction that only reads, and sees all rows as they are at its first statement, however long it takes. It
+    /// holds no gate, so it may wait for storage.
+    pub async fn begin_snapshot(&self) -> Result<Tx> {
+        let statement = if self.is_sqlite() {
+            "BEGIN"
+        } else {
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
+             SET LOCAL idle_in_transaction_session_timeout = '10min'"
+        };
+        Ok(Tx::new(self.reader.begin_with(statement).await?))
+    }
+
     /// A connection for reading.
     pub async fn read(&self) -> Result<PoolConnection<Any>> {
         Ok(self.reader.acquire().await?)
