@@ -93,6 +93,7 @@ async fn open(folder: &Path, memory: &Path) -> Result<(Service, Call), Failure> 
         vault,
         webhooks: narvault::webhook::Allowed::default(),
         witnesses: Vec::new(),
+        backups: None,
         rate_per_minute: 10,
     };
     let (service, first) = Service::open(settings).await?;

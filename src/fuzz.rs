@@ -272,6 +272,13 @@ fuzz! {
             assert_eq!(checkpoint.encode().unwrap(), read.text());
         }
     };
+    backup(files(".backup")) |input| {
+        let key = crate::vault::KeyFile::from_bytes(&files("backup-v1/vault.key")[0]).unwrap();
+        let secret = crate::vault::SlotSecret::KeyFile(key);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let verified = runtime.block_on(crate::service::verify_backup(input, secret));
+        assert_eq!(verified.is_ok(), input == files(".backup")[0]);
+    };
     proof_file(files(".tlog-proof")) |input| {
         let Ok(read) = ProofFile::parse(input) else { return };
         assert_eq!(read.encode().as_bytes(), input);

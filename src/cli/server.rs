@@ -15,7 +15,9 @@ use crate::db::{Db, DbSettings};
 use crate::http::{self, App, HttpSettings, RunningServer};
 use crate::nix::nar::NarLimits;
 use crate::service::measure::MeasureLimits;
-use crate::service::{FirstStart, KeyLimits, Limits, OpenSettings, Service, VaultSettings};
+use crate::service::{
+    BackupSchedule, FirstStart, KeyLimits, Limits, OpenSettings, Service, VaultSettings,
+};
 use crate::storage::{self, DiskSettings, Patience, S3Settings, Storage};
 use crate::time::Clock;
 use crate::vault::random;
@@ -74,6 +76,7 @@ pub async fn open_service(config: &Config, clock: Clock) -> anyhow::Result<(Serv
             http: config.webhooks.allow_http,
         },
         witnesses: config.signature_log.witnesses.clone(),
+        backups: backup_schedule(config)?,
         rate_per_minute: config.limits.rate_per_minute.try_into()?,
     };
     Service::open(settings).await.context("cannot open the service")
@@ -139,7 +142,7 @@ pub fn db_settings(config: &Config) -> anyhow::Result<DbSettings> {
 }
 
 /// Makes the data folder where something of it is used. Only its owner may look into it.
-fn prepare_data(config: &Config) -> anyhow::Result<()> {
+pub fn prepare_data(config: &Config) -> anyhow::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     let data = &config.server.data;
     if data.is_dir() {
@@ -175,6 +178,12 @@ pub fn limits(config: &Config) -> Result<Limits, TryFromIntError> {
             wait_days: config.keys.rotation_wait_days,
         },
     })
+}
+
+fn backup_schedule(config: &Config) -> Result<Option<BackupSchedule>, TryFromIntError> {
+    let Some(hours) = config.backup.every_hours else { return Ok(None) };
+    let every = Duration::from_secs(hours.saturating_mul(3600));
+    Ok(Some(BackupSchedule { every, keep: config.backup.keep.try_into()? }))
 }
 
 fn http_settings(config: &Config) -> anyhow::Result<HttpSettings> {

@@ -183,6 +183,15 @@ section! {
 }
 
 section! {
+    /// Backups of the database to storage, sealed.
+    Backup, "backup.",
+    /// How often the database is backed up to storage, in hours; unset: not at all.
+    every_hours: Option<u64> = "",
+    /// How many of these backups stay; older ones are removed once a newer one is there.
+    keep: u64 = "7",
+}
+
+section! {
     /// The largest, longest and most of everything.
     Limits, "limits.",
     /// Largest NAR, uncompressed.
@@ -224,6 +233,7 @@ pub struct Config {
     pub webhooks: Webhooks,
     pub log: Log,
     pub signature_log: SignatureLog,
+    pub backup: Backup,
     pub limits: Limits,
     sources: BTreeMap<&'static str, Source>,
 }
@@ -261,6 +271,7 @@ pub fn reference() -> Vec<KeyDoc> {
         Webhooks::keys(),
         Log::keys(),
         SignatureLog::keys(),
+        Backup::keys(),
         Limits::keys(),
     ];
     sections.concat()
@@ -312,6 +323,7 @@ impl Config {
         let webhooks = Webhooks::read(&values, problems);
         let log = Log::read(&values, problems);
         let signature_log = SignatureLog::read(&values, problems);
+        let backup = Backup::read(&values, problems);
         let limits = Limits::read(&values, problems);
         Some(Self {
             server: server?,
@@ -324,6 +336,7 @@ impl Config {
             webhooks: webhooks?,
             log: log?,
             signature_log: signature_log?,
+            backup: backup?,
             limits: limits?,
             sources: values.into_sources(),
         })
@@ -334,7 +347,8 @@ impl Config {
         self.server.check(self.source("public_url"), problems);
         self.database.check(problems);
         let ranges = self.database.ranges().into_iter().chain(self.storage.ranges());
-        let ranges = ranges.chain(self.keys.ranges()).chain(self.limits.ranges());
+        let ranges = ranges.chain(self.keys.ranges()).chain(self.backup.ranges());
+        let ranges = ranges.chain(self.limits.ranges());
         for (key, found, min, max) in ranges {
             if !(min..=max).contains(&found) {
                 problems.push(Problem::Range { key, place: self.source(key), min, max });
@@ -360,6 +374,7 @@ impl Config {
             self.webhooks.shown(),
             self.log.shown(),
             self.signature_log.shown(),
+            self.backup.shown(),
             self.limits.shown(),
         ];
         let shown = sections.into_iter().flatten();
@@ -447,6 +462,14 @@ impl Keys {
             ("keys.rotation_publish_days", self.rotation_publish_days, 0, 365),
             ("keys.rotation_wait_days", self.rotation_wait_days, 0, 365),
         ]
+    }
+}
+
+impl Backup {
+    fn ranges(&self) -> impl Iterator<Item = (&'static str, u64, u64, u64)> {
+        let every = self.every_hours.map(|hours| ("backup.every_hours", hours, 1, 24 * 365));
+        // Each run lists them, and names are sorted in memory.
+        every.into_iter().chain([("backup.keep", self.keep, 1, 10_000)])
     }
 }
 

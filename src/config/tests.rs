@@ -67,6 +67,8 @@ webhooks.allow_private = false
 webhooks.allow_http = false
 log.format = text
 signature_log.witnesses = 
+backup.every_hours = 
+backup.keep = 7
 limits.nar_size_bytes = 64 GiB
 limits.narinfo_size_bytes = 1 MiB
 limits.auxiliary_size_bytes = 16 MiB
@@ -133,6 +135,8 @@ fn every_key_is_read_from_the_file_and_from_its_variable() {
         ("webhooks.allow_http", "true"),
         ("log.format", "json"),
         ("signature_log.witnesses", WITNESSES),
+        ("backup.every_hours", "13"),
+        ("backup.keep", "14"),
         ("limits.nar_size_bytes", "2 GiB"),
         ("limits.narinfo_size_bytes", "2 MiB"),
         ("limits.auxiliary_size_bytes", "3 MiB"),

@@ -27,6 +27,12 @@ pub struct Metric {
 
 /// Every metric of this program. A test compares this list with the code.
 pub const METRICS: &[Metric] = &[
+    counter("narvault_backup_failures_total", &[], "Scheduled backups to storage that failed"),
+    gauge(
+        "narvault_backup_newest_timestamp_seconds",
+        &[],
+        "When the newest scheduled backup that succeeded was begun, in Unix time",
+    ),
     counter("narvault_conflicts_total", &[], "Claims refused because another one stands at the path"),
     counter("narvault_denials_total", &[], "Calls denied, of those that are written down as such"),
     gauge("narvault_build_info", &["version"], "Always 1; the label says which version runs"),

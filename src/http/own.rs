@@ -48,6 +48,9 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
     if let Ok(left) = app.service.rotations_left().await {
         ::metrics::gauge!("narvault_rotation_left").set(left as f64);
     }
+    if let Ok(Some(made_at)) = app.service.newest_backup().await {
+        ::metrics::gauge!("narvault_backup_newest_timestamp_seconds").set(made_at.unix_seconds() as f64);
+    }
     let content_type = (header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
     ([content_type, NO_STORE], metrics::render()).into_response()
 }

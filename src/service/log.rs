@@ -57,11 +57,16 @@ async fn lock(tx: &mut Tx) -> Result<(i64, Frontier)> {
     if let Some(published) = state.published_beyond {
         return Err(Error::RolledBack { leaves: state.size, published });
     }
-    let mut frontier = decoded(&state)?;
+    Ok((state.size, whole(tx, &state).await?))
+}
+
+/// The frontier of all leaves, those included that were appended by who does not know it.
+pub(super) async fn whole(tx: &mut Tx, state: &LogState) -> Result<Frontier> {
+    let mut frontier = decoded(state)?;
     while size_of(&frontier)? < state.size {
         push_next(tx, &mut frontier, state.size).await?;
     }
-    Ok((state.size, frontier))
+    Ok(frontier)
 }
 
 /// Pushes the leaves that come next, as many as are read at once.

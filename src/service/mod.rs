@@ -8,6 +8,7 @@ mod audit;
 mod audit_commits;
 mod auth;
 mod auxiliary;
+mod backup;
 mod batch;
 mod caches;
 mod call;
@@ -61,6 +62,10 @@ pub use audit::AuditQuery;
 pub use audit_commits::AuditCheck;
 pub use auth::Liveness;
 pub use auxiliary::Auxiliary;
+pub use backup::{
+    BackupError, BackupReport, BackupSchedule, BackupTarget, StoredBackup, TableCount, VerifiedBackup,
+    WrittenBackup, list_backups, stored_backup, verify_backup,
+};
 pub use batch::{BATCH_SIZE_BYTES_MAX, NarOutcome, NarPiece};
 pub use caches::{CacheChange, CacheDetails, NewCache};
 pub use call::{Call, Origin};
@@ -163,6 +168,8 @@ struct Inner {
     /// Set where the database is older than what was published from it.
     rollback: OnceLock<Rollback>,
     watch: Watch,
+    /// `None`: nobody asked for backups to storage.
+    backups: Option<BackupSchedule>,
     /// Tries of claims, passphrases and reports, by address.
     secret_tries: RateLimiter,
     /// Denials written down, by address.
@@ -203,6 +210,8 @@ pub struct OpenSettings {
     pub webhooks: webhook::Allowed,
     /// Who is asked to cosign the log's checkpoints.
     pub witnesses: Vec<Witness>,
+    /// How often the database is backed up to storage; `None`: not at all.
+    pub backups: Option<BackupSchedule>,
     /// Tries of secrets from one address in a minute.
     pub rate_per_minute: u16,
 }
@@ -214,7 +223,7 @@ impl Service {
     /// Answers with what a first start has to show, once. Fails on a bucket of another cluster. A vault that
     /// does not open is no failure: the service is sealed then, and says why in the log.
     pub async fn open(settings: OpenSettings) -> Result<(Self, Option<FirstStart>)> {
-        let OpenSettings { db, storage, clock, limits, vault, webhooks, witnesses, rate_per_minute } =
+        let OpenSettings { db, storage, clock, limits, vault, webhooks, witnesses, backups, rate_per_minute } =
             settings;
         let cluster_id = setup::cluster_id(&db, &clock).await?;
         storage.claim_cluster(&cluster_id).await?;
@@ -237,6 +246,7 @@ impl Service {
             log_cut: log_writes::Cut::default(),
             rollback: OnceLock::new(),
             watch: Watch::new(witnesses).map_err(|error| Error::Internal(error.into()))?,
+            backups,
             secret_tries: RateLimiter::per_minute(rate_per_minute),
             denials: RateLimiter::per_minute(DENIALS_PER_MINUTE),
             keyring: Keyring::sealed(),
@@ -264,8 +274,8 @@ impl Service {
     }
 
     /// Begins the work in the background: release, sweeping, quarantines that were broken off, the epoch, last uses,
-    /// rotations of keys, the published log, webhooks. Where the database is older than what was published from it,
-    /// nothing that writes to storage: what its outbox asks for may have been taken back since.
+    /// rotations of keys, the published log, webhooks, backups. Where the database is older than what was published from
+    /// it, nothing that writes to storage: what its outbox asks for may have been taken back since.
     pub fn start_background(&self) {
         self.spawn(self.clone().epoch_poller());
         self.spawn(self.clone().seal_poller());
@@ -281,6 +291,7 @@ impl Service {
         self.spawn(self.clone().log_publisher(self.inner.stop.clone()));
         self.spawn(self.clone().webhook_worker(self.inner.stop.clone()));
         self.spawn(self.clone().audit_committer(self.inner.stop.clone()));
+        self.spawn(self.clone().backup_worker(self.inner.stop.clone()));
     }
 
     /// Ends background work; uploads under way are the HTTP layer's to wait for.

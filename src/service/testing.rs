@@ -6,8 +6,8 @@ use bytes::Bytes;
 
 use super::measure::MeasureLimits;
 use super::{
-    Call, FIRST_CACHE, FirstStart, KeyLimits, Limits, Liveness, OpenSettings, Origin, Published, Service,
-    TokenRequest, VaultSettings,
+    BackupSchedule, Call, FIRST_CACHE, FirstStart, KeyLimits, Limits, Liveness, OpenSettings, Origin,
+    Published, Service, TokenRequest, VaultSettings,
 };
 use crate::access::{Caller, ContributorName, Credential, TokenText};
 use crate::db::Db;
@@ -34,11 +34,12 @@ pub async fn open(test: &TestDb, clock: &Clock, vault: VaultSettings) -> (Servic
     open_with(test, clock, vault, Others::default()).await
 }
 
-/// What few tests are about: limits for keys, and witnesses that are shown checkpoints.
+/// What few tests are about: limits for keys, witnesses that are shown checkpoints, backups to storage.
 #[derive(Default)]
 pub struct Others {
     pub keys: KeyLimits,
     pub witnesses: Vec<Witness>,
+    pub backups: Option<BackupSchedule>,
 }
 
 /// The same, with these.
@@ -49,6 +50,12 @@ pub async fn open_with(
     others: Others,
 ) -> (Service, Option<FirstStart>) {
     open_on(test, Db::open(&test.settings).await.unwrap(), clock, vault, others).await
+}
+
+/// A further replica, which backs up to storage.
+pub async fn open_with_backups(test: &TestDb, clock: &Clock, schedule: BackupSchedule) -> Service {
+    let others = Others { backups: Some(schedule), ..Others::default() };
+    open_with(test, clock, vault(test), others).await.0
 }
 
 async fn open_on(
@@ -68,6 +75,7 @@ async fn open_on(
         vault,
         webhooks: webhook::Allowed { private: true, http: true },
         witnesses: others.witnesses,
+        backups: others.backups,
         rate_per_minute: 10,
     };
     Service::open(settings).await.unwrap()

@@ -211,6 +211,8 @@ pub enum ObjectKey {
     Staged(uuid::Uuid),
     /// `_narvault/uploads/<id>.<number>.<SHA-256 in hex>`: a part of such an upload.
     StagedPart(uuid::Uuid, u32, Sha256Digest),
+    /// `_narvault/backups/<id>`: a sealed backup of the database.
+    Backup(uuid::Uuid),
     /// `_log/…`: the server's signature log.
     Log(LogName),
 }
@@ -221,7 +223,7 @@ impl ObjectKey {
         match self {
             Self::Cache(_, object) => object.content_type(),
             Self::Owner | Self::Probe(_) => "text/plain; charset=utf-8",
-            Self::Staged(_) | Self::StagedPart(..) => "application/octet-stream",
+            Self::Staged(_) | Self::StagedPart(..) | Self::Backup(_) => "application/octet-stream",
             Self::Log(LogName(name)) if name == "checkpoint" => "text/plain; charset=utf-8",
             Self::Log(_) => "application/octet-stream",
         }
@@ -239,6 +241,7 @@ impl fmt::Display for ObjectKey {
             Self::StagedPart(id, number, sha256) => {
                 write!(f, "{OWN_FOLDER}/{UPLOADS}{}.{number}.{}", id.simple(), sha256.hex())
             }
+            Self::Backup(id) => write!(f, "{OWN_FOLDER}/{BACKUPS}{}", id.simple()),
             Self::Log(LogName(name)) => write!(f, "{LOG_FOLDER}/{name}"),
         }
     }
@@ -273,9 +276,10 @@ fn parse_own(name: &str) -> Option<ObjectKey> {
     if name == "cluster" {
         return Some(ObjectKey::Owner);
     }
-    let key = match name.strip_prefix(UPLOADS) {
-        Some(staged) => parse_staged(staged)?,
-        None => ObjectKey::Probe(uuid::Uuid::try_parse(name.strip_prefix("probe/")?).ok()?),
+    let key = match (name.strip_prefix(UPLOADS), name.strip_prefix(BACKUPS)) {
+        (Some(staged), _) => parse_staged(staged)?,
+        (None, Some(backup)) => ObjectKey::Backup(uuid::Uuid::try_parse(backup).ok()?),
+        (None, None) => ObjectKey::Probe(uuid::Uuid::try_parse(name.strip_prefix("probe/")?).ok()?),
     };
     // UUIDs and numbers have several spellings, keys have one.
     (key.to_string().strip_prefix(OWN_FOLDER)?.strip_prefix('/')? == name).then_some(key)
@@ -298,6 +302,8 @@ pub enum Folder {
     Nars(Prefix),
     /// `_narvault/uploads/`
     Uploads,
+    /// `_narvault/backups/`
+    Backups,
     /// `_log/`
     Log,
     /// A folder below `_log/`, such as `tile/0/000.p`.
@@ -311,6 +317,7 @@ impl Folder {
             Self::Cache(prefix) => prefix.join(""),
             Self::Nars(prefix) => prefix.join("nar/"),
             Self::Uploads => format!("{OWN_FOLDER}/{UPLOADS}"),
+            Self::Backups => format!("{OWN_FOLDER}/{BACKUPS}"),
             Self::Log => format!("{LOG_FOLDER}/"),
             Self::LogPart(LogName(name)) => format!("{LOG_FOLDER}/{name}/"),
         }
@@ -319,7 +326,7 @@ impl Folder {
     /// Whether an object that begins with [`Folder::path`] belongs to it.
     pub(super) fn covers(&self, name: &str) -> bool {
         let own = name.split_once('/').is_some_and(|(first, _)| first == OWN_FOLDER || first == LOG_FOLDER);
-        !own || matches!(self, Self::Log | Self::LogPart(_) | Self::Uploads)
+        !own || matches!(self, Self::Log | Self::LogPart(_) | Self::Uploads | Self::Backups)
     }
 }
 
@@ -328,6 +335,9 @@ pub(super) const OWN_FOLDER: &str = "_narvault";
 
 /// Where uploads in parts lie within it.
 const UPLOADS: &str = "uploads/";
+
+/// Where backups of the database lie within it.
+const BACKUPS: &str = "backups/";
 
 const LOG_FOLDER: &str = "_log";
 
@@ -440,7 +450,7 @@ mod tests {
         }
         let id = uuid::Uuid::from_u128(7);
         let part = ObjectKey::StagedPart(id, 12, Sha256Digest::of(b"part"));
-        for key in [ObjectKey::Probe(id), ObjectKey::Staged(id), part] {
+        for key in [ObjectKey::Probe(id), ObjectKey::Staged(id), ObjectKey::Backup(id), part] {
             assert_eq!(key.to_string().parse(), Ok(key));
         }
     }

@@ -175,6 +175,7 @@ async fn open(site: &Site, chaos: &Chaos, clock: &Clock) -> (Service, Option<Str
         vault: VaultSettings { default_key_file: config.key_file_default(), ..VaultSettings::default() },
         webhooks: Allowed::default(),
         witnesses: Vec::new(),
+        backups: None,
         rate_per_minute: 10,
     };
     let (service, first) = Service::open(settings).await.unwrap();
