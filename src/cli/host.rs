@@ -1,13 +1,19 @@
-//! What the commands on a server's own host share: the configuration that names its database, and a service on it.
+//! What the commands on a server's own host share: the configuration that names its database, a service on it, and the
+//! secret that opens its vault.
+//!
+//! Never takes a passphrase as an argument.
 
 use std::path::PathBuf;
 
 use clap::Args;
+use secrecy::ExposeSecret as _;
 
+use super::ask;
 use super::failure::{Exit, Failure};
 use super::{Context, serve, server};
-use crate::config::{Config, DatabaseUrl, Flags};
+use crate::config::{Config, DatabaseUrl, Flags, Vault};
 use crate::service::Service;
+use crate::vault::{KeyFile, Passphrase, SlotSecret};
 
 /// Which server it is about.
 #[derive(Debug, Args)]
@@ -21,11 +27,16 @@ pub struct HostArgs {
 }
 
 impl HostArgs {
+    /// The configuration.
+    pub fn load(self) -> Result<Config, Failure> {
+        let data = self.data.map(|path| path.to_string_lossy().into_owned());
+        serve::load(Flags { config: self.config, data, listen: None })
+    }
+
     /// The configuration, and a service that neither listens nor works in the background. Refuses where there is no
     /// database: these commands never make one.
     pub async fn open(self, context: &Context) -> Result<(Config, Service), Failure> {
-        let data = self.data.map(|path| path.to_string_lossy().into_owned());
-        let config = serve::load(Flags { config: self.config, data, listen: None })?;
+        let config = self.load()?;
         if let DatabaseUrl::Sqlite(path) = &config.database.url
             && !path.exists()
         {
@@ -38,6 +49,63 @@ impl HostArgs {
         let (service, _) = opened.map_err(told)?;
         Ok((config, service))
     }
+}
+
+/// What opens the vault, where it is not what the configuration names.
+#[derive(Debug, Args)]
+pub struct SecretArgs {
+    /// Key file that opens the vault [default: what the configuration names]
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    /// File that holds a passphrase that opens the vault, or `-` for stdin
+    #[arg(long, value_name = "FILE", conflicts_with = "key_file")]
+    passphrase_file: Option<PathBuf>,
+}
+
+impl SecretArgs {
+    /// The secret that the command line names, if it names one.
+    pub fn given(&self) -> Result<Option<SlotSecret>, Failure> {
+        if let Some(path) = &self.key_file {
+            return Ok(Some(SlotSecret::KeyFile(KeyFile::read(path).map_err(told)?)));
+        }
+        let Some(path) = &self.passphrase_file else { return Ok(None) };
+        let text = ask::secret_from_file(path, "passphrase")?;
+        let passphrase = Passphrase::parse(text.expose_secret().as_bytes()).map_err(told)?;
+        Ok(Some(SlotSecret::Passphrase(passphrase)))
+    }
+
+    /// The same, or what the configuration names, or what somebody types.
+    pub fn read(&self, config: &Config) -> Result<SlotSecret, Failure> {
+        if let Some(secret) = self.given()? {
+            return Ok(secret);
+        }
+        if opens_by_hand(config) && ask::is_attended() {
+            let text = ask::prompt_secret("Passphrase, not shown")?;
+            let passphrase = Passphrase::parse(text.expose_secret().as_bytes()).map_err(told)?;
+            return Ok(SlotSecret::Passphrase(passphrase));
+        }
+        let hint = "name what opens the vault with --key-file or --passphrase-file";
+        configured_secret(config).map_err(|error| told(error).hint(hint))
+    }
+}
+
+/// Whether no key is given at all, as after a first start with a passphrase that was not left behind.
+pub fn opens_by_hand(config: &Config) -> bool {
+    let Vault { key_file, passphrase_file } = &config.vault;
+    key_file.is_none() && passphrase_file.is_none() && !config.key_file_default().exists()
+}
+
+/// What a server would open the vault with.
+pub fn configured_secret(config: &Config) -> anyhow::Result<SlotSecret> {
+    match (&config.vault.key_file, &config.vault.passphrase_file) {
+        (None, Some(path)) => Ok(SlotSecret::Passphrase(Passphrase::read_file(path)?)),
+        _ => Ok(SlotSecret::KeyFile(KeyFile::read(&key_file(config))?)),
+    }
+}
+
+/// The key file that a server would read.
+pub fn key_file(config: &Config) -> PathBuf {
+    config.vault.key_file.clone().unwrap_or_else(|| config.key_file_default())
 }
 
 /// A fault on the host, with its causes.

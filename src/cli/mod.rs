@@ -8,6 +8,7 @@ mod affected;
 mod args;
 mod ask;
 mod audit;
+mod backup;
 mod cache;
 mod check;
 mod child;
@@ -32,6 +33,7 @@ mod push_queued;
 mod quarantine;
 mod queue;
 mod recover;
+mod restore;
 mod serve;
 pub mod server;
 mod session;
@@ -157,6 +159,10 @@ pub enum Command {
     /// What lies in a server's storage, looked at on its own host
     #[command(subcommand)]
     Storage(storage::StorageCommand),
+    /// Write the whole database into one sealed file, on the server's own host
+    Backup(Box<backup::BackupArgs>),
+    /// Put a backup into an empty database
+    Restore(Box<restore::RestoreArgs>),
     /// Bring a database that was restored from an older backup up to the published log
     Recover(recover::RecoverArgs),
     /// Check a server's configuration, database, storage and vault
@@ -220,6 +226,8 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Vault(command) => vault::run(command, &context).await,
         Command::Admin(command) => admin::run(command, &context).await,
         Command::Storage(command) => storage::run(command, &context).await,
+        Command::Backup(args) => backup::run(*args, &context).await,
+        Command::Restore(args) => restore::run(*args, &context).await,
         Command::Recover(args) => recover::run(args, &context).await,
         Command::Check(args) => check::run(args, &context).await,
         Command::Doctor(args) => doctor::run(args, &context).await,
@@ -344,8 +352,8 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_may_have_the_name_of_a_command() {
-        for line in ["narvault hook -- run", "narvault hook --push -- status"] {
+    fn a_cache_or_a_file_may_have_the_name_of_a_command() {
+        for line in ["narvault hook -- run", "narvault hook --push -- status", "narvault backup -- verify"] {
             let cli = parse(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
 
             assert!(format!("{:?}", cli.command).contains("command: None"), "{line}: {cli:?}");
@@ -395,6 +403,12 @@ mod tests {
             "narvault watch-exec main",
             "narvault watch-exec main nix build",
             "narvault watch-exec main --push-failures maybe -- nix build",
+            "narvault backup",
+            "narvault backup verify",
+            "narvault backup verify a --from-storage newest",
+            "narvault backup a --key-file k --passphrase-file p",
+            "narvault restore",
+            "narvault restore a --from-storage newest",
             "narvault push",
             "narvault push main",
             "narvault push main ./result --jobs 0",

@@ -1,6 +1,8 @@
 //! One binary for all integration tests; each file is named after what it promises.
 
 mod api;
+mod backup;
+mod backup_drill;
 mod compose;
 mod conflicts;
 mod crash;

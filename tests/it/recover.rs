@@ -10,7 +10,7 @@ use crate::support::server::{Backend, Ended, Site, TestServer};
 use crate::support::until;
 
 /// Waits until the published log has the leaf of this path, which was pushed last. Answers with the log's size.
-async fn everything_is_published(server: &TestServer, last: &TestPath) -> u64 {
+pub async fn everything_is_published(server: &TestServer, last: &TestPath) -> u64 {
     until("the log to be published", async || {
         let proof = format!("/api/v1/caches/main/paths/{}/proof", last.hash());
         if server.http().get(&proof).await.status != 200 {
@@ -29,13 +29,13 @@ fn checkpoint_object() -> ObjectKey {
     "_log/checkpoint".parse().unwrap()
 }
 
-async fn recover(site: &Site) -> Ended {
+pub async fn recover(site: &Site) -> Ended {
     let mut command = site.command(&[]);
     command.args(["recover", "--json"]);
     Ended::of(command).await
 }
 
-async fn narinfo(http: &Http, path: &TestPath) -> String {
+pub async fn narinfo(http: &Http, path: &TestPath) -> String {
     let answer = http.get(&format!("/main/{}.narinfo", path.hash())).await;
     answer.assert_status(200).text().to_owned()
 }

@@ -5,13 +5,14 @@
 use std::path::{Path, PathBuf};
 
 use super::report::Report;
+use crate::cli::host::{configured_secret, key_file, opens_by_hand};
 use crate::cli::server;
-use crate::config::{Config, DatabaseUrl, StorageUrl, Vault};
+use crate::config::{Config, DatabaseUrl, StorageUrl};
 use crate::db::cluster::ClusterRow;
 use crate::db::{self, DbSettings, Inspection, OpenError, Schema};
 use crate::storage::StorageError;
 use crate::time::{Clock, Timestamp};
-use crate::vault::{KekRow, KeyFile, OpenVault, Passphrase, SlotKind, SlotRow, SlotSecret, memory};
+use crate::vault::{KekRow, KeyFile, OpenVault, SlotKind, SlotRow, memory};
 
 /// What the database says, for the checks that come after.
 pub enum Known {
@@ -317,23 +318,6 @@ fn configured_kind(config: &Config) -> SlotKind {
         (None, Some(_)) => SlotKind::Passphrase,
         _ => SlotKind::KeyFile,
     }
-}
-
-/// Whether no key is given at all, as after a first start with a passphrase that was not left behind.
-fn opens_by_hand(config: &Config) -> bool {
-    let Vault { key_file, passphrase_file } = &config.vault;
-    key_file.is_none() && passphrase_file.is_none() && !config.key_file_default().exists()
-}
-
-fn configured_secret(config: &Config) -> anyhow::Result<SlotSecret> {
-    match (&config.vault.key_file, &config.vault.passphrase_file) {
-        (None, Some(path)) => Ok(SlotSecret::Passphrase(Passphrase::read_file(path)?)),
-        _ => Ok(SlotSecret::KeyFile(KeyFile::read(&key_file(config))?)),
-    }
-}
-
-fn key_file(config: &Config) -> PathBuf {
-    config.vault.key_file.clone().unwrap_or_else(|| config.key_file_default())
 }
 
 /// An error and what lies under it.

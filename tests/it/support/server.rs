@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -134,6 +135,25 @@ impl Site {
         };
         let database = TestDatabase::embedded();
         Self { backend: self.backend, folder: tempfile::tempdir().unwrap(), database, bucket }
+    }
+
+    /// What is left when the machine is lost: the same bucket and what opens the vault, on a new machine with an empty
+    /// database of this kind. `None` where there is none.
+    pub async fn on_another_machine(self, database: DatabaseKind) -> Option<Self> {
+        let (folder, data) = (tempfile::tempdir().unwrap(), self.data());
+        let new_database = match database {
+            DatabaseKind::Sqlite => TestDatabase::embedded(),
+            DatabaseKind::Postgres => TestDatabase::postgres().await?,
+        };
+        let new_data = folder.path().join("narvault");
+        std::fs::DirBuilder::new().mode(0o700).create(&new_data).unwrap();
+        for kept in ["vault.key", "storage"] {
+            if data.join(kept).exists() {
+                std::fs::rename(data.join(kept), new_data.join(kept)).unwrap();
+            }
+        }
+        let backend = Backend { database, ..self.backend };
+        Some(Self { backend, folder, database: new_database, bucket: self.bucket })
     }
 
     /// The server's `data`.
@@ -543,6 +563,23 @@ impl TestServer {
         meanwhile(&self.site).await;
         let process = self.site.spawn_at(&address, &[]).await;
         self.running = Running::Process(Box::new(process));
+    }
+
+    /// Loses its machine as a fire would, and starts it again on another one after `meanwhile`. `None` where the other
+    /// machine's database is not at hand.
+    pub async fn restart_elsewhere(
+        mut self,
+        database: DatabaseKind,
+        meanwhile: impl AsyncFnOnce(&Site),
+    ) -> Option<Self> {
+        self.process().kill().await;
+        let site = self.site.on_another_machine(database).await?;
+        meanwhile(&site).await;
+        let process = site.spawn(&[]).await;
+        let url = process.url.clone();
+        let admin = Client::new(url.parse().unwrap(), Some(&self.admin_token.clone().into()), false).unwrap();
+        let running = Running::Process(Box::new(process));
+        Some(Self { url, public_key: self.public_key, admin, admin_token: self.admin_token, running, site })
     }
 
     /// Runs a client command of the binary against this server, as its administrator.
