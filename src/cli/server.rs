@@ -15,9 +15,7 @@ use crate::db::{Db, DbSettings};
 use crate::http::{self, App, HttpSettings, RunningServer};
 use crate::nix::nar::NarLimits;
 use crate::service::measure::MeasureLimits;
-use crate::service::{
-    BackupSchedule, FirstStart, KeyLimits, Limits, OpenSettings, Service, VaultSettings,
-};
+use crate::service::{BackupSchedule, FirstStart, KeyLimits, Limits, OpenSettings, Service, VaultSettings};
 use crate::storage::{self, DiskSettings, Patience, S3Settings, Storage};
 use crate::time::Clock;
 use crate::vault::random;

@@ -18,9 +18,8 @@ fn signatures_verify_as_they_must_and_no_other_does() {
         let key = PublicKey::new("wycheproof-1".parse().unwrap(), &point).unwrap();
         for test in &group.tests {
             let signature: Option<[u8; 64]> = test.sig[..].try_into().ok();
-            let verified = signature.is_some_and(|bytes| {
-                key.verify(&test.msg, &Signature { name: key.name().clone(), bytes })
-            });
+            let verified = signature
+                .is_some_and(|bytes| key.verify(&test.msg, &Signature { name: key.name().clone(), bytes }));
             assert_ne!(test.result, TestResult::Acceptable, "{}: {}", test.tc_id, test.comment);
             assert_eq!(verified, test.result == TestResult::Valid, "{}: {}", test.tc_id, test.comment);
             valid += usize::from(verified);

@@ -68,6 +68,14 @@ pub const TABLES: &[Table] = &[
         "id",
         "id name visibility priority# prefix upstream_paths undeclared_references created_at# deleted_at#",
     ),
+    table(
+        "key_rotations",
+        "id",
+        "id cache_id kind old_key_id new_key_id step step_since# steps publish_days# wait_days# log_cursor# \
+         realisation_cursor total# done# refused# paused_at# lease_owner lease_until# contributor_id token_id \
+         reason started_at# ended_at#",
+    ),
+    table("unlogged_signatures", "id", "id cache_id key_name place subject signature found_at#"),
     table("upstreams", "cache_id position", "cache_id position# url public_keys"),
     table("contributors", "id", "id name kind group_name suspended_at# created_at# erased_at#"),
     table("contributor_keys", "id", "id contributor_id name public_key* created_at# removed_at#"),
@@ -115,7 +123,7 @@ pub const TABLES: &[Table] = &[
     table("log_leaves", "idx", "idx# event leaf path_id"),
     table("log_openings", "idx part", "idx# part salt* text"),
     table("log_references", "digest", "digest refs"),
-    table("log_checkpoint", "id", "id# size# note signed_at#"),
+    table("log_checkpoint", "id", "id# size# note signed_at# references_to#"),
     table(
         "outbox",
         "object",
