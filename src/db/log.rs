@@ -1,9 +1,12 @@
 //! The leaves of the signature log: a gapless index, appended in the business transaction.
 
+use std::collections::BTreeMap;
+
 use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 
-use super::dialect::{Dialect, with_json_rows};
+use super::dialect::Dialect;
+use super::paths::{MadeSignature, put_signatures_sql};
 use super::{Connection, Result, corrupt, one_row};
 use crate::access::{ContributorId, ContributorName};
 use crate::nix::hash::Sha256Digest;
@@ -109,47 +112,96 @@ pub async fn name_path(connection: &mut Connection, index: i64, path_id: &str) -
     Ok(())
 }
 
-/// Inserts leaves from `index` on, the size that [`lock`] gave. Then [`advance`].
-pub async fn append(connection: &mut Connection, index: i64, rows: &[LeafRow]) -> Result<()> {
+/// Inserts leaves from `index` on, the size that [`lock`] gave, puts the signatures that they account for in the places
+/// of earlier ones by the same keys, and writes down the log's new size and frontier. In one turn: all other publishers
+/// wait for the log meanwhile.
+pub async fn append(
+    connection: &mut Connection,
+    index: i64,
+    rows: &[LeafRow],
+    signatures: &[MadeSignature],
+    state: &LogState,
+) -> Result<()> {
     let numbered = || (index..).zip(rows);
     let leaves = numbered().map(
         |(index, row)| json!({ "idx": index, "event": row.event, "leaf": row.leaf, "path_id": row.path_id }),
     );
-    let statement = with_json_rows!(
-        connection,
-        "INSERT INTO log_leaves (idx, event, leaf, path_id) SELECT CAST(r.value ->> 'idx' AS BIGINT), \
-         r.value ->> 'event', r.value ->> 'leaf', r.value ->> 'path_id'",
-        "$1",
-        ""
-    );
-    let leaves = Value::from(leaves.collect::<Vec<_>>()).to_string();
-    sqlx::query(statement).bind(leaves).execute(&mut *connection).await?;
     let openings = numbered().flat_map(|(index, row)| {
         row.openings.iter().map(move |(part, salt, text)| {
             json!({ "idx": index, "part": part, "salt": HEXLOWER.encode(salt), "text": text })
         })
     });
-    let openings: Vec<_> = openings.collect();
-    if !openings.is_empty() {
-        let statement = Dialect::of(connection).pick(
-            "INSERT INTO log_openings (idx, part, salt, text) SELECT CAST(r.value ->> 'idx' AS BIGINT), \
-             r.value ->> 'part', decode(r.value ->> 'salt', 'hex'), r.value ->> 'text' \
-             FROM json_array_elements($1::json) AS r (value)",
-            "INSERT INTO log_openings (idx, part, salt, text) SELECT CAST(r.value ->> 'idx' AS BIGINT), \
-             r.value ->> 'part', unhex(r.value ->> 'salt'), r.value ->> 'text' FROM json_each($1) AS r",
-        );
-        sqlx::query(statement).bind(Value::from(openings).to_string()).execute(&mut *connection).await?;
+    let references = rows.iter().filter_map(|row| row.long_references.as_ref());
+    let references: BTreeMap<_, _> =
+        references.map(|refs| (Sha256Digest::of(refs.as_bytes()).hex(), refs)).collect();
+    let references = references.into_iter().map(|(digest, refs)| json!({ "digest": digest, "refs": refs }));
+    macro_rules! insert {
+        ($into:literal, $columns:literal, $rows:literal) => {
+            concat!("INSERT INTO ", $into, " SELECT ", $columns, " FROM ", $rows, " AS r")
+        };
     }
-    for references in rows.iter().filter_map(|row| row.long_references.as_ref()) {
-        let digest = Sha256Digest::of(references.as_bytes()).hex();
-        sqlx::query(
-            "INSERT INTO log_references (digest, refs) VALUES ($1, $2) ON CONFLICT (digest) DO NOTHING",
-        )
-        .bind(digest)
-        .bind(references)
-        .execute(&mut *connection)
+    macro_rules! leaves {
+        ($rows:literal) => {
+            insert!(
+                "log_leaves (idx, event, leaf, path_id)",
+                "CAST(r.value ->> 'idx' AS BIGINT), r.value ->> 'event', r.value ->> 'leaf', r.value ->> 'path_id'",
+                $rows
+            )
+        };
+    }
+    macro_rules! references {
+        ($rows:literal, $value:literal) => {
+            concat!(
+                insert!("log_references (digest, refs)", "r.value ->> 'digest', r.value ->> 'refs'", $rows),
+                $value,
+                " WHERE TRUE ON CONFLICT (digest) DO NOTHING"
+            )
+        };
+    }
+    let statement = Dialect::of(connection).pick(
+        concat!(
+            "WITH leaves AS (",
+            leaves!("json_array_elements($1::json)"),
+            " (value)), openings AS (",
+            insert!(
+                "log_openings (idx, part, salt, text)",
+                "CAST(r.value ->> 'idx' AS BIGINT), r.value ->> 'part', decode(r.value ->> 'salt', 'hex'), \
+                 r.value ->> 'text'",
+                "json_array_elements($2::json)"
+            ),
+            " (value)), refs AS (",
+            references!("json_array_elements($3::json)", " (value)"),
+            "), signed AS (",
+            put_signatures_sql!(postgres "$4"),
+            ") UPDATE log_state SET size = $5, frontier = $6, frontier_size = $7 WHERE id = 1"
+        ),
+        concat!(
+            leaves!("json_each($1)"),
+            "; ",
+            insert!(
+                "log_openings (idx, part, salt, text)",
+                "CAST(r.value ->> 'idx' AS BIGINT), r.value ->> 'part', unhex(r.value ->> 'salt'), \
+                 r.value ->> 'text'",
+                "json_each($2)"
+            ),
+            "; ",
+            references!("json_each($3)", ""),
+            "; ",
+            put_signatures_sql!(sqlite "$4"),
+            "; UPDATE log_state SET size = $5, frontier = $6, frontier_size = $7 WHERE id = 1"
+        ),
+    );
+    let list = |rows: Vec<Value>| Value::from(rows).to_string();
+    sqlx::query(statement)
+        .bind(list(leaves.collect()))
+        .bind(list(openings.collect()))
+        .bind(list(references.collect()))
+        .bind(list(signatures.iter().map(MadeSignature::row).collect()))
+        .bind(state.size)
+        .bind(&state.frontier)
+        .bind(state.frontier_size)
+        .execute(connection)
         .await?;
-    }
     Ok(())
 }
 
@@ -374,7 +426,24 @@ mod tests {
         }
     }
 
+    fn state(size: i64) -> LogState {
+        LogState { size, frontier: vec![7; 32], frontier_size: size, published_beyond: None }
+    }
+
     on_each_database! {
+        async fn a_list_of_references_that_is_there_is_not_written_twice(test: &TestDb) {
+            let mut tx = test.db.begin(Gate::Shared).await.unwrap();
+            let long = |text: &str| LeafRow { long_references: Some("a b c".to_owned()), ..leaf(text) };
+
+            append(&mut tx, 0, &[long("one\n"), long("two\n")], &[], &state(2)).await.unwrap();
+            append(&mut tx, 2, &[long("three\n")], &[], &state(3)).await.unwrap();
+
+            let digest = Sha256Digest::of(b"a b c").hex();
+            let rows: Vec<(String, String)> =
+                sqlx::query_as("SELECT digest, refs FROM log_references").fetch_all(&mut *tx).await.unwrap();
+            assert_eq!(rows, [(digest, "a b c".to_owned())]);
+        }
+
         async fn openings_are_found_by_their_leaves(test: &TestDb) {
             let mut tx = test.db.begin(Gate::Shared).await.unwrap();
             let opening = |part, number: u8| (part, [number; 16], format!("{part} {number}"));
@@ -384,7 +453,7 @@ mod tests {
                 of(vec![opening("detail", 1)]),
                 of(vec![opening("private", 2)]),
             ];
-            append(&mut tx, 0, &rows).await.unwrap();
+            append(&mut tx, 0, &rows, &[], &state(3)).await.unwrap();
 
             for (first, count, expected) in [(0, 9, vec![0, 2]), (0, 2, vec![0]), (1, 9, vec![2]), (3, 9, vec![])] {
                 let found = openings(&mut tx, "private", first, count).await.unwrap();
@@ -399,9 +468,8 @@ mod tests {
             let mut tx = test.db.begin(Gate::Shared).await.unwrap();
             assert_eq!(lock(&mut tx).await.unwrap(), LogState { size: 0, frontier: vec![], frontier_size: 0, published_beyond: None });
 
-            append(&mut tx, 0, &[leaf("one\n"), leaf("two\n")]).await.unwrap();
-            let state = LogState { size: 2, frontier: vec![7; 32], frontier_size: 2, published_beyond: None };
-            advance(&mut tx, &state).await.unwrap();
+            let state = state(2);
+            append(&mut tx, 0, &[leaf("one\n"), leaf("two\n")], &[], &state).await.unwrap();
             tx.commit().await.unwrap();
 
             let mut connection = test.db.read().await.unwrap();
@@ -447,7 +515,7 @@ mod tests {
         async fn only_leaves_that_may_have_a_digest_are_looked_at_for_lists(test: &TestDb) {
             let mut tx = test.db.begin(Gate::Shared).await.unwrap();
             let texts = ["references -\n", "x\nreferences-sha256 00\n", "x\n", "y\nreferences-sha256 11\n"];
-            append(&mut tx, 0, &texts.map(leaf)).await.unwrap();
+            append(&mut tx, 0, &texts.map(leaf), &[], &state(4)).await.unwrap();
 
             for (first, end, expected) in [(0, 4, vec![1, 3]), (2, 4, vec![3]), (0, 3, vec![1]), (4, 9, vec![])] {
                 let expected: Vec<_> = expected.into_iter().map(|at: usize| texts[at]).collect();

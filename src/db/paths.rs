@@ -298,47 +298,58 @@ impl NewClaim<'_> {
     }
 }
 
-/// Writes claims down, one for each path, and answers with their ids in the order given. The same claim, made
-/// before the path was deleted, keeps its id and takes the new file.
+/// Writes claims down with their references, one for each path, and answers with their ids in the order given. The same
+/// claim, made before the path was deleted, keeps its id and takes the new file.
 pub async fn insert_claims(connection: &mut Connection, new: &[NewClaim<'_>]) -> Result<Vec<String>> {
-    let statement = with_json_rows!(
-        connection,
-        "INSERT INTO claims (id, path_id, claim_sha256, store_path, nar_hash, nar_size, refs, file_hash, \
-         ext, compression, file_size, deriver, ca, ca_dropped, undeclared_refs, unfound_refs, created_at) \
-         SELECT r.value ->> 'id', r.value ->> 'path_id', r.value ->> 'claim_sha256', r.value ->> 'store_path', \
-         r.value ->> 'nar_hash', CAST(r.value ->> 'nar_size' AS BIGINT), r.value ->> 'refs', \
-         r.value ->> 'file_hash', r.value ->> 'ext', r.value ->> 'compression', \
-         CAST(r.value ->> 'file_size' AS BIGINT), r.value ->> 'deriver', r.value ->> 'ca', \
-         r.value ->> 'ca_dropped', r.value ->> 'undeclared_refs', r.value ->> 'unfound_refs', \
-         CAST(r.value ->> 'created_at' AS BIGINT)",
-        "$1",
-        "WHERE TRUE ON CONFLICT (path_id, claim_sha256) DO UPDATE SET file_hash = excluded.file_hash, \
-         ext = excluded.ext, compression = excluded.compression, file_size = excluded.file_size, \
-         deriver = excluded.deriver, ca = excluded.ca, ca_dropped = excluded.ca_dropped, \
-         undeclared_refs = excluded.undeclared_refs, unfound_refs = excluded.unfound_refs \
-         RETURNING path_id, id"
+    macro_rules! insert {
+        ($rows:literal) => {
+            concat!(
+                "INSERT INTO claims (id, path_id, claim_sha256, store_path, nar_hash, nar_size, refs, file_hash, \
+                 ext, compression, file_size, deriver, ca, ca_dropped, undeclared_refs, unfound_refs, created_at) \
+                 SELECT r.value ->> 'id', r.value ->> 'path_id', r.value ->> 'claim_sha256', \
+                 r.value ->> 'store_path', r.value ->> 'nar_hash', CAST(r.value ->> 'nar_size' AS BIGINT), \
+                 r.value ->> 'refs', r.value ->> 'file_hash', r.value ->> 'ext', r.value ->> 'compression', \
+                 CAST(r.value ->> 'file_size' AS BIGINT), r.value ->> 'deriver', r.value ->> 'ca', \
+                 r.value ->> 'ca_dropped', r.value ->> 'undeclared_refs', r.value ->> 'unfound_refs', \
+                 CAST(r.value ->> 'created_at' AS BIGINT) FROM ",
+                $rows,
+                " WHERE TRUE ON CONFLICT (path_id, claim_sha256) DO UPDATE SET file_hash = excluded.file_hash, \
+                 ext = excluded.ext, compression = excluded.compression, file_size = excluded.file_size, \
+                 deriver = excluded.deriver, ca = excluded.ca, ca_dropped = excluded.ca_dropped, \
+                 undeclared_refs = excluded.undeclared_refs, unfound_refs = excluded.unfound_refs \
+                 RETURNING path_id, id"
+            )
+        };
+    }
+    // References of a claim that is there already are there as well: it has another id than the one given.
+    let statement = Dialect::of(connection).pick(
+        concat!(
+            "WITH written AS (",
+            insert!("json_array_elements($1::json) AS r (value)"),
+            "), refs AS (INSERT INTO path_refs (claim_id, ref_hash) \
+             SELECT w.id, r.value ->> 'hash' FROM json_array_elements($2::json) AS r (value) \
+             JOIN written w ON w.id = r.value ->> 'claim') SELECT path_id, id FROM written"
+        ),
+        concat!(
+            insert!("json_each($1) AS r"),
+            "; INSERT INTO path_refs (claim_id, ref_hash) SELECT c.id, r.value ->> 'hash' \
+             FROM json_each($2) AS r JOIN claims c ON c.id = r.value ->> 'claim'"
+        ),
     );
-    let rows: Vec<_> = new.iter().map(NewClaim::row).collect();
-    let written: Vec<(String, String)> =
-        sqlx::query_as(statement).bind(Value::from(rows).to_string()).fetch_all(&mut *connection).await?;
-    let written: HashMap<_, _> = written.into_iter().collect();
-    let ids = new.iter().map(|new| written.get(&new.path_id).cloned());
-    let ids: Vec<String> = ids.collect::<Option<_>>().ok_or(DbError::Changed { table: "claims" })?;
-    let fresh = new.iter().zip(&ids).filter(|(new, id)| new.id == **id);
-    let references = fresh.flat_map(|(new, id)| {
-        new.claim.references.iter().map(move |path| json!({ "claim": id, "hash": path.hash().as_str() }))
+    let references = new.iter().flat_map(|new| {
+        let references = new.claim.references.iter();
+        references.map(|path| json!({ "claim": new.id, "hash": path.hash().as_str() }))
     });
     let references: Vec<_> = references.collect();
-    if !references.is_empty() {
-        let statement = with_json_rows!(
-            connection,
-            "INSERT INTO path_refs (claim_id, ref_hash) SELECT r.value ->> 'claim', r.value ->> 'hash'",
-            "$1",
-            ""
-        );
-        sqlx::query(statement).bind(Value::from(references).to_string()).execute(connection).await?;
-    }
-    Ok(ids)
+    let rows: Vec<_> = new.iter().map(NewClaim::row).collect();
+    let written: Vec<(String, String)> = sqlx::query_as(statement)
+        .bind(Value::from(rows).to_string())
+        .bind(Value::from(references).to_string())
+        .fetch_all(connection)
+        .await?;
+    let written: HashMap<_, _> = written.into_iter().collect();
+    let ids = new.iter().map(|new| written.get(&new.path_id).cloned());
+    ids.collect::<Option<_>>().ok_or(DbError::Changed { table: "claims" })
 }
 
 /// Those of `hashes` that are published in this cache, as base names.
@@ -458,24 +469,46 @@ pub struct MadeSignature {
     pub leaf: i64,
 }
 
-/// Puts signatures in the places of earlier ones by the same keys.
-pub async fn put_signatures(connection: &mut Connection, made: &[MadeSignature]) -> Result<()> {
-    let statement = Dialect::of(connection).pick(
-        "INSERT INTO signatures (claim_id, key_name, sig, leaf) \
-         SELECT r.value ->> 'claim', r.value ->> 'key', decode(r.value ->> 'sig', 'hex'), \
-         CAST(r.value ->> 'leaf' AS BIGINT) FROM json_array_elements($1::json) AS r (value) WHERE TRUE \
-         ON CONFLICT (claim_id, key_name) DO UPDATE SET sig = excluded.sig, leaf = excluded.leaf",
-        "INSERT INTO signatures (claim_id, key_name, sig, leaf) \
-         SELECT r.value ->> 'claim', r.value ->> 'key', unhex(r.value ->> 'sig'), \
-         CAST(r.value ->> 'leaf' AS BIGINT) FROM json_each($1) AS r WHERE TRUE \
-         ON CONFLICT (claim_id, key_name) DO UPDATE SET sig = excluded.sig, leaf = excluded.leaf",
-    );
-    let rows = made.iter().map(|made| {
-        let MadeSignature { claim_id, signature, leaf } = made;
+impl MadeSignature {
+    /// As `put_signatures_sql` reads it.
+    pub(super) fn row(&self) -> Value {
+        let Self { claim_id, signature, leaf } = self;
         let sig = HEXLOWER.encode(&signature.bytes);
         json!({ "claim": claim_id, "key": signature.name.as_str(), "sig": sig, "leaf": leaf })
-    });
-    let rows: Vec<_> = rows.collect();
+    }
+}
+
+/// The texts that put signatures in the places of earlier ones by the same keys; the parameter is a list of
+/// [`MadeSignature::row`].
+macro_rules! put_signatures_sql {
+    (postgres $parameter:literal) => {
+        concat!(
+            "INSERT INTO signatures (claim_id, key_name, sig, leaf) \
+             SELECT r.value ->> 'claim', r.value ->> 'key', decode(r.value ->> 'sig', 'hex'), \
+             CAST(r.value ->> 'leaf' AS BIGINT) FROM json_array_elements(",
+            $parameter,
+            "::json) AS r (value) WHERE TRUE \
+             ON CONFLICT (claim_id, key_name) DO UPDATE SET sig = excluded.sig, leaf = excluded.leaf"
+        )
+    };
+    (sqlite $parameter:literal) => {
+        concat!(
+            "INSERT INTO signatures (claim_id, key_name, sig, leaf) \
+             SELECT r.value ->> 'claim', r.value ->> 'key', unhex(r.value ->> 'sig'), \
+             CAST(r.value ->> 'leaf' AS BIGINT) FROM json_each(",
+            $parameter,
+            ") AS r WHERE TRUE \
+             ON CONFLICT (claim_id, key_name) DO UPDATE SET sig = excluded.sig, leaf = excluded.leaf"
+        )
+    };
+}
+pub(super) use put_signatures_sql;
+
+/// Puts signatures in the places of earlier ones by the same keys, where their leaves stand already.
+pub async fn put_signatures(connection: &mut Connection, made: &[MadeSignature]) -> Result<()> {
+    let statement =
+        Dialect::of(connection).pick(put_signatures_sql!(postgres "$1"), put_signatures_sql!(sqlite "$1"));
+    let rows: Vec<_> = made.iter().map(MadeSignature::row).collect();
     sqlx::query(statement).bind(Value::from(rows).to_string()).execute(connection).await?;
     Ok(())
 }

@@ -351,7 +351,7 @@ pub async fn unlogged(
 
 #[cfg(test)]
 mod tests {
-    use super::super::paths::{self, MadeSignature};
+    use super::super::paths::MadeSignature;
     use super::super::signing_keys::KeyState;
     use super::super::testing::{self, NOON, TestDb, on_each_database};
     use super::super::{Gate, log};
@@ -376,12 +376,10 @@ mod tests {
                 openings: Vec::new(),
                 long_references: None,
             };
-            log::append(connection, state.size, &[leaf]).await.unwrap();
-            let next = log::LogState { size: state.size + 1, ..state };
-            log::advance(connection, &next).await.unwrap();
             let signature = Signature { name: key.parse().unwrap(), bytes: [7; 64] };
-            let made = MadeSignature { claim_id: claim.clone(), signature, leaf: next.size - 1 };
-            paths::put_signatures(connection, &[made]).await.unwrap();
+            let made = MadeSignature { claim_id: claim.clone(), signature, leaf: state.size };
+            let next = log::LogState { size: state.size + 1, ..state };
+            log::append(connection, state.size, &[leaf], &[made], &next).await.unwrap();
         }
         claim
     }

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use super::{Error, Result, Service};
 use crate::db::log::{self, LeafRow, LogState};
+use crate::db::paths::MadeSignature;
 use crate::db::{Gate, Tx, restarting};
 use crate::tlog::frontier::Frontier;
 use crate::tlog::hash::NodeHash;
@@ -17,15 +18,23 @@ pub(super) const LEAVES_AT_ONCE: i64 = 1000;
 /// Appends leaves, and answers with their indices. The last lock of any transaction: everything that appends waits
 /// here for whoever did and has not committed.
 pub(super) async fn append(tx: &mut Tx, leaves: &[LeafRow]) -> Result<Range<i64>> {
+    append_signed(tx, leaves, |_| Vec::new()).await
+}
+
+/// The same, with the signatures that the leaves account for: `signatures` is told the index of the first leaf.
+pub(super) async fn append_signed(
+    tx: &mut Tx,
+    leaves: &[LeafRow],
+    signatures: impl FnOnce(i64) -> Vec<MadeSignature>,
+) -> Result<Range<i64>> {
     if leaves.is_empty() {
         return Ok(0..0);
     }
     let (first, mut frontier) = lock(tx).await?;
-    log::append(tx, first, leaves).await?;
     leaves.iter().for_each(|leaf| frontier.push(NodeHash::leaf(leaf.leaf.as_bytes())));
-    let size = size_of(&frontier)?;
-    advance(tx, size, &frontier).await?;
-    Ok(first..size)
+    let state = state_of(&frontier)?;
+    log::append(tx, first, leaves, &signatures(first), &state).await?;
+    Ok(first..state.size)
 }
 
 impl Service {
@@ -42,7 +51,7 @@ impl Service {
                 let state = log::lock(&mut tx).await?;
                 let mut frontier = decoded(&state)?;
                 push_next(&mut tx, &mut frontier, state.size).await?;
-                advance(&mut tx, state.size, &frontier).await?;
+                log::advance(&mut tx, &LogState { size: state.size, ..state_of(&frontier)? }).await?;
                 tx.commit().await?;
                 Ok::<_, Error>(())
             })
@@ -82,18 +91,18 @@ async fn push_next(tx: &mut Tx, frontier: &mut Frontier, size: i64) -> Result<()
     if leaves.is_empty() && first < size { Err(damaged(format!("leaf {first} is missing"))) } else { Ok(()) }
 }
 
-async fn advance(tx: &mut Tx, size: i64, frontier: &Frontier) -> Result<()> {
-    let (frontier, frontier_size) = (frontier.encode(), size_of(frontier)?);
-    Ok(log::advance(tx, &LogState { size, frontier, frontier_size, published_beyond: None }).await?)
+/// The row of a log whose frontier this is.
+fn state_of(frontier: &Frontier) -> Result<LogState> {
+    let size = size_of(frontier)?;
+    Ok(LogState { size, frontier: frontier.encode(), frontier_size: size, published_beyond: None })
 }
 
 /// Appends leaves that were published once, and that this database lost: their texts alone are known.
 pub(super) async fn append_published(tx: &mut Tx, leaves: &[LeafRow]) -> Result<()> {
     let state = log::lock(tx).await?;
     let mut frontier = decoded(&state)?;
-    log::append(tx, state.size, leaves).await?;
     leaves.iter().for_each(|leaf| frontier.push(NodeHash::leaf(leaf.leaf.as_bytes())));
-    advance(tx, size_of(&frontier)?, &frontier).await
+    Ok(log::append(tx, state.size, leaves, &[], &state_of(&frontier)?).await?)
 }
 
 /// The frontier as it is stored, which may be of fewer leaves than the log has.

@@ -111,17 +111,16 @@ impl NewSignatures {
 
     /// Appends the leaves, which is the last lock, and writes the signatures with their indices.
     pub async fn append(self, tx: &mut Tx) -> Result<()> {
-        let indices = crate::service::log::append(tx, &self.leaves).await?;
-        let made = self.made.into_iter().map(|(claim_id, signature, at)| MadeSignature {
-            claim_id,
-            signature,
-            leaf: indices.start + i64::try_from(at).unwrap_or(i64::MAX),
-        });
-        let made: Vec<_> = made.collect();
-        if !made.is_empty() {
-            paths::put_signatures(tx, &made).await?;
-        }
-        Ok(())
+        let Self { leaves, made } = self;
+        let made = |first: i64| {
+            let made = made.into_iter().map(|(claim_id, signature, at)| MadeSignature {
+                claim_id,
+                signature,
+                leaf: first + i64::try_from(at).unwrap_or(i64::MAX),
+            });
+            made.collect()
+        };
+        crate::service::log::append_signed(tx, &leaves, made).await.map(drop)
     }
 }
 

@@ -74,10 +74,9 @@ on_each_database! {
         let before = stored(test).await.0;
         let mut tx = test.db.begin(Gate::Shared).await.unwrap();
         // As an older version does it.
-        for index in before.size..before.size + LEAVES_AT_ONCE + 5 {
-            log::append(&mut tx, index, &[leaf(format!("old {index}\n"))]).await.unwrap();
-        }
-        log::advance(&mut tx, &LogState { size: before.size + LEAVES_AT_ONCE + 5, ..before.clone() }).await.unwrap();
+        let after = LogState { size: before.size + LEAVES_AT_ONCE + 5, ..before.clone() };
+        let rows: Vec<_> = (before.size..after.size).map(|index| leaf(format!("old {index}\n"))).collect();
+        log::append(&mut tx, before.size, &rows, &[], &after).await.unwrap();
         tx.commit().await.unwrap();
 
         let mut tx = test.db.begin(Gate::Shared).await.unwrap();
