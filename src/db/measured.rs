@@ -327,7 +327,7 @@ pub struct NewMeasured<'a> {
 pub enum Arrival {
     /// The objects may be put in their places; [`store`] then expects these generations, in the order asked.
     Generations(Vec<i64>),
-    /// A DELETE that was sent may land until then, and must not meet a new object. Nothing was written.
+    /// A DELETE that was sent may land until then, and must not meet a new object. The transaction is to be given up.
     Wait(Timestamp),
 }
 
@@ -340,21 +340,6 @@ pub async fn arrive(
     token: TokenId,
     now: Timestamp,
 ) -> Result<Arrival> {
-    let statement = Dialect::of(connection).pick(
-        "SELECT deleting_until FROM measured WHERE cache_id = $1 \
-         AND file_hash IN (SELECT json_array_elements_text($2::json)) ORDER BY file_hash, ext FOR UPDATE",
-        "SELECT deleting_until FROM measured WHERE cache_id = $1 \
-         AND file_hash IN (SELECT value FROM json_each($2))",
-    );
-    let standing: Vec<(Option<i64>,)> = sqlx::query_as(statement)
-        .bind(cache.to_string())
-        .bind(json_list(new.iter().map(|new| new.file.hash.base32())))
-        .fetch_all(&mut *connection)
-        .await?;
-    let until = standing.into_iter().filter_map(|(until,)| until).max();
-    if let Some(until) = until.filter(|until| *until > now.0) {
-        return Ok(Arrival::Wait(Timestamp(until)));
-    }
     // In one order for all: two uploads of the same files must not each wait for a row of the other.
     let mut ordered: Vec<_> = new.iter().collect();
     ordered.sort_unstable_by_key(|new| new.file);
@@ -376,15 +361,21 @@ pub async fn arrive(
          generation = CASE WHEN measured.state IN ('stored', 'arriving') THEN measured.generation \
          ELSE measured.generation + 1 END, \
          stored_at = CASE WHEN measured.state = 'stored' THEN measured.stored_at \
-         ELSE excluded.stored_at END, deleting_until = NULL RETURNING file_hash, ext, generation"
+         ELSE excluded.stored_at END, deleting_until = NULL \
+         WHERE measured.deleting_until IS NULL OR measured.deleting_until <= $4 \
+         RETURNING file_hash, ext, generation"
     );
     let written: Vec<(String, String, i64)> = sqlx::query_as(statement)
         .bind(cache.to_string())
         .bind(Value::from(rows).to_string())
         .bind(token.to_string())
         .bind(now.0)
-        .fetch_all(connection)
+        .fetch_all(&mut *connection)
         .await?;
+    if written.len() < new.len() {
+        let standing = deleting_until(connection, cache, new).await?;
+        return standing.map(Arrival::Wait).ok_or(DbError::Changed { table: "measured" });
+    }
     let mut generations = HashMap::with_capacity(written.len());
     for (hash, ext, generation) in written {
         let file = file_name(&hash, &ext).ok_or_else(|| corrupt("measured", "file_hash", &hash))?;
@@ -392,6 +383,26 @@ pub async fn arrive(
     }
     let asked = new.iter().map(|new| generations.get(&new.file).copied());
     asked.collect::<Option<_>>().map(Arrival::Generations).ok_or(DbError::Changed { table: "measured" })
+}
+
+/// Until when a DELETE of one of these files may land.
+async fn deleting_until(
+    connection: &mut Connection,
+    cache: CacheId,
+    new: &[NewMeasured<'_>],
+) -> Result<Option<Timestamp>> {
+    let statement = Dialect::of(connection).pick(
+        "SELECT MAX(deleting_until) FROM measured WHERE cache_id = $1 \
+         AND file_hash IN (SELECT json_array_elements_text($2::json))",
+        "SELECT MAX(deleting_until) FROM measured WHERE cache_id = $1 \
+         AND file_hash IN (SELECT value FROM json_each($2))",
+    );
+    let (until,): (Option<i64>,) = sqlx::query_as(statement)
+        .bind(cache.to_string())
+        .bind(json_list(new.iter().map(|new| new.file.hash.base32())))
+        .fetch_one(connection)
+        .await?;
+    Ok(until.map(Timestamp))
 }
 
 impl NewMeasured<'_> {

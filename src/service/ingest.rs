@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::measure::{self, ChanRead, Chunk, MeasureError, Measurement};
 use super::release::Release;
-use super::{Call, Conflict, Error, Rejection, Result, Service};
+use super::{Call, Conflict, Error, Rejection, Result, Service, in_place};
 use crate::access::{CacheName, TokenCaller};
 use crate::db::caches::CacheRow;
 use crate::db::measured::{self, Arrival, FileState, NewMeasured};
@@ -108,12 +108,9 @@ impl Service {
             return Err(Error::Aborted);
         }
         let bytes = bytes.freeze();
-        let (content, limits) = (Content::Whole(bytes.clone()), self.inner.limits.measure);
-        let measured =
-            tokio::task::spawn_blocking(move || measure::measure(&bytes[..], file.extension, &limits)).await;
-        match measured.map_err(|panic| Error::Internal(panic.into()))? {
+        match in_place(|| measure::measure(&bytes[..], file.extension, &self.inner.limits.measure)) {
             Ok(measurement) if measurement.file_hash == file.hash => {
-                Ok(Arriving { file, measurement, content })
+                Ok(Arriving { file, measurement, content: Content::Whole(bytes) })
             }
             verdict => Err(failure(Ok(()), verdict, file)),
         }
@@ -278,7 +275,9 @@ impl Service {
                 let found_refs = found_refs.iter().map(String::as_str);
                 let new: Vec<_> = arriving.iter().zip(found_refs).map(new).collect();
                 let arrival = measured::arrive(&mut tx, cache.id, &new, pusher.token, now).await?;
-                tx.commit().await?;
+                if matches!(arrival, Arrival::Generations(_)) {
+                    tx.commit().await?;
+                }
                 Ok::<_, Error>(arrival)
             })
             .await?;

@@ -2,9 +2,7 @@
 
 use std::time::Instant;
 
-use tokio::runtime::{Handle, RuntimeFlavor};
-
-use super::{Result, Service};
+use super::{Result, Service, in_place};
 use crate::db::signing_keys::KeyRow;
 use crate::nix::signature::Signature;
 
@@ -16,17 +14,7 @@ impl Service {
         let keyring = &self.inner.keyring;
         let sign = || keyring.sign_claim(&key.key, fingerprint);
         // Making a passphrase slot takes a second, and a key that is not open yet waits for it.
-        let bytes = if keyring.is_free() { sign() } else { blocking(sign) }?;
+        let bytes = if keyring.is_free() { sign() } else { in_place(sign) }?;
         Ok(Signature { name: key.public_key.name().clone(), bytes })
-    }
-}
-
-/// Does what may wait for a lock without holding up the tasks, and the network, that this thread looks after.
-fn blocking<T>(work: impl FnOnce() -> T) -> T {
-    let flavor = Handle::try_current().map(|runtime| runtime.runtime_flavor());
-    match flavor {
-        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
-        // A thread of its own, or a runtime that has no other thread to hand them to.
-        _ => work(),
     }
 }
