@@ -1,7 +1,7 @@
 //! Release: storage is brought in line with the rows, by whichever replica comes first.
 //!
-//! An object is rendered from the rows at the moment of writing, under a lease. A narinfo waits for those
-//! of its references that still wait. Nothing here decides what is true: the rows did.
+//! An object is rendered from the rows at the moment of writing, or as they were when the lease was taken, under a lease.
+//! A narinfo waits for those of its references that still wait. Nothing here decides what is true: the rows did.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
@@ -43,6 +43,25 @@ pub(super) struct Wanted {
     object: String,
     /// The lease that was taken with the wish, unless somebody else has it.
     leased: Option<Leased>,
+    /// What the rows say when they are committed, where that is known.
+    fresh: Option<FreshNarInfo>,
+}
+
+/// A narinfo as the transaction left it that asked for its release. Under the lease that was taken with the wish it may
+/// be written without a look at the rows: whoever changes them afterwards asks for the object again, and that is done
+/// once the lease ends.
+#[derive(Debug)]
+pub(super) struct FreshNarInfo {
+    /// What it refers to, but for itself.
+    pub references: Vec<StorePathHash>,
+    pub text: Bytes,
+}
+
+impl Wanted {
+    /// The same, with the text known.
+    pub fn with(self, fresh: Option<FreshNarInfo>) -> Self {
+        Self { fresh, ..self }
+    }
 }
 
 impl<'a> Release<'a> {
@@ -78,7 +97,7 @@ impl<'a> Release<'a> {
             return Ok(Vec::new());
         }
         let wanted = wishes.into_iter().zip(leased);
-        Ok(wanted.map(|(wish, leased)| Wanted { object: wish.object, leased }).collect())
+        Ok(wanted.map(|(wish, leased)| Wanted { object: wish.object, leased, fresh: None }).collect())
     }
 
     fn wish_for(&self, object: CacheObject) -> Result<Wish> {
@@ -202,7 +221,10 @@ impl Service {
                     writing.push(leased);
                 }
                 // One by one it is waited for, deleted, tried again or given back, whatever it needs.
-                _ => left.push(Wanted { object: leased.object.clone(), leased: Some(leased) }),
+                _ => {
+                    let object = leased.object.clone();
+                    left.push(Wanted { object, leased: Some(leased), fresh: None });
+                }
             }
         }
         for (leased, put) in writing.into_iter().zip(self.inner.storage.put_all(puts).await) {
@@ -220,11 +242,11 @@ impl Service {
 
     /// Releases one object, trying until `deadline`.
     async fn release_until(&self, wanted: Wanted, deadline: Instant) -> bool {
-        let Wanted { object, mut leased } = wanted;
+        let Wanted { object, mut leased, mut fresh } = wanted;
         let mut pause = WAITING;
         // At least once, also past the deadline: a lease that was taken is used or given back.
         loop {
-            if self.release_one(&object, leased.take()).await == Done::Yes {
+            if self.release_one(&object, leased.take(), fresh.take()).await == Done::Yes {
                 return true;
             }
             if Instant::now() + pause > deadline {
@@ -241,11 +263,11 @@ impl Service {
     }
 
     /// Tries one object, under the lease that was taken for it already, if one was.
-    async fn release_one(&self, object: &str, leased: Option<Leased>) -> Done {
-        let leased = match leased {
-            Some(leased) => leased,
+    async fn release_one(&self, object: &str, leased: Option<Leased>, fresh: Option<FreshNarInfo>) -> Done {
+        let (leased, fresh) = match leased {
+            Some(leased) => (leased, fresh),
             None => match self.lease(object).await {
-                Ok(Ok(leased)) => leased,
+                Ok(Ok(leased)) => (leased, None),
                 Ok(Err(done)) => return done,
                 Err(error) => {
                     tracing::warn!(
@@ -262,7 +284,7 @@ impl Service {
             self.give_back_until(&leased, 0, false).await;
             return Done::Later;
         }
-        match self.carry_out(&leased).await {
+        match self.carry_out(&leased, fresh).await {
             Ok(Done::Yes) => {
                 self.inner.finishing.add(leased);
                 return Done::Yes;
@@ -357,10 +379,15 @@ impl Service {
     }
 
     /// Writes or deletes one object, as the rows say now.
-    async fn carry_out(&self, leased: &Leased) -> Result<Done> {
+    async fn carry_out(&self, leased: &Leased, fresh: Option<FreshNarInfo>) -> Result<Done> {
         let (cache, key) = named(leased)?;
         let ObjectKey::Cache(_, object) = &key else { return Err(unreadable(leased)) };
+        let fresh = match fresh {
+            Some(fresh) if self.may_be_written(leased, &fresh).await? => Some(fresh.text),
+            _ => None,
+        };
         let body = match object {
+            CacheObject::Narinfo(_) if fresh.is_some() => fresh,
             CacheObject::Narinfo(_) => {
                 let mut rendered = self.render_narinfos(std::slice::from_ref(leased)).await;
                 match rendered.pop().ok_or_else(|| unreadable(leased))?? {
@@ -390,6 +417,17 @@ impl Service {
             None => self.inner.storage.delete(&key, DELETE_TIMEOUT).await?,
         }
         Ok(Done::Yes)
+    }
+
+    /// Whether none of its references still waits.
+    async fn may_be_written(&self, leased: &Leased, fresh: &FreshNarInfo) -> Result<bool> {
+        if fresh.references.is_empty() {
+            return Ok(true);
+        }
+        let mut connection = self.inner.db.read().await?;
+        let references = fresh.references.iter().copied();
+        let waiting = outbox::waiting_narinfos(&mut connection, &leased.cache_id, references).await?;
+        Ok(waiting.values().all(|object| self.inner.finishing.holds(object)))
     }
 
     /// Narinfos of one cache as the rows say now, each by its lease: what is to be done for it.
@@ -520,7 +558,7 @@ impl Service {
         let now = self.inner.clock.now();
         let due = outbox::due(&mut *self.inner.db.read().await?, now, WORKER_BATCH).await?;
         let results = stream::iter(due)
-            .map(|object| async move { self.release_one(&object, None).await })
+            .map(|object| async move { self.release_one(&object, None, None).await })
             .buffer_unordered(WORKER_CONCURRENCY)
             .filter(|done| std::future::ready(*done == Done::Yes))
             .count();

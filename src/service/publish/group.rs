@@ -22,9 +22,9 @@ use crate::db::withdrawals::{self, Fate};
 use crate::db::{Gate, Tx, epoch, log, standing};
 use crate::nix::claim::Claim;
 use crate::nix::signature::Signature;
-use crate::nix::store_path::StorePathHash;
+use crate::nix::store_path::{StorePath, StorePathHash};
 use crate::service::leaves::{Leaf, LeafEvent};
-use crate::service::release::{Release, Wanted};
+use crate::service::release::{FreshNarInfo, Release, Wanted};
 use crate::service::webhooks::Event;
 use crate::service::{Call, Conflict, Error, Result, Service};
 use crate::storage::CacheObject;
@@ -57,6 +57,21 @@ struct Written<'a> {
     changed: bool,
     /// Names of keys that had signed it here before.
     signed: Vec<String>,
+    /// Signatures of this transaction.
+    made: Vec<Signature>,
+}
+
+impl Written<'_> {
+    /// The narinfo, where nothing but this transaction has a part in it.
+    fn fresh_narinfo(&self) -> Option<FreshNarInfo> {
+        if !self.fresh || !self.candidate.foreign.is_empty() {
+            return None;
+        }
+        let claim = self.candidate.verified.claim();
+        let others = claim.references.iter().map(StorePath::hash).filter(|hash| *hash != claim.path.hash());
+        let text = self.candidate.verified.text(&self.made).into();
+        Some(FreshNarInfo { references: others.collect(), text })
+    }
 }
 
 /// Leaves that wait for the log's lock, and the signatures that they account for.
@@ -130,7 +145,7 @@ impl Service {
                 |key: &&KeyRow| !one.signed.iter().any(|name| name == key.public_key.name().as_str());
             let unsigned: Vec<&KeyRow> = keys.iter().filter(unsigned).collect();
             one.changed |= !unsigned.is_empty();
-            self.sign(&mut tx, one, &unsigned, &mut leaves).await?;
+            one.made = self.sign(&mut tx, one, &unsigned, &mut leaves).await?;
             let made = unsigned.iter().map(|key| key.public_key.name().to_string());
             let keys = one.signed.iter().cloned().chain(made).collect();
             stand.push(Standing { published: one.published, keys });
@@ -203,6 +218,7 @@ impl Service {
                 fresh: false,
                 changed: true,
                 signed: Vec::new(),
+                made: Vec::new(),
             };
             let mut insert = true;
             match meets {
@@ -305,9 +321,10 @@ impl Service {
         one: &Written<'_>,
         keys: &[&KeyRow],
         leaves: &mut Leaves,
-    ) -> Result<()> {
+    ) -> Result<Vec<Signature>> {
+        let mut made = Vec::with_capacity(keys.len());
         if keys.is_empty() {
-            return Ok(());
+            return Ok(made);
         }
         let claim = one.candidate.verified.claim();
         let replaces = if one.fresh { None } else { log::last_signature(tx, &one.path_id).await? };
@@ -318,10 +335,11 @@ impl Service {
             let making = Instant::now();
             let leaf = self.leaf_row(one.act.leaf(&one.path_id, event))?;
             leaves.took += making.elapsed();
-            leaves.signatures.push((one.claim_id.clone(), signature, leaves.rows.len()));
+            leaves.signatures.push((one.claim_id.clone(), signature.clone(), leaves.rows.len()));
             leaves.rows.push(leaf);
+            made.push(signature);
         }
-        Ok(())
+        Ok(made)
     }
 
     /// Asks for the narinfos that are others now, and for what the contributors sent beside the paths. Answers for each
@@ -358,7 +376,7 @@ impl Service {
         for ((one, level), wanted) in changed.iter().zip(levels_of(&claims)).zip(wanted) {
             let levels = &mut levels[one.job];
             levels.resize_with(levels.len().max(level + 2), Vec::new);
-            levels[level + 1].push(wanted);
+            levels[level + 1].push(wanted.with(one.fresh_narinfo()));
         }
         levels.iter_mut().for_each(|levels| levels.retain(|objects| !objects.is_empty()));
         Ok(levels)
@@ -451,19 +469,15 @@ fn levels_of(claims: &[&Claim]) -> Vec<usize> {
 
 /// Writes leaves and signatures: the last lock.
 async fn append(tx: &mut Tx, leaves: &Leaves) -> Result<()> {
-    if leaves.rows.is_empty() {
-        return Ok(());
-    }
-    let indices = crate::service::log::append(tx, &leaves.rows).await?;
-    if !leaves.signatures.is_empty() {
+    let made = |first: i64| {
         let made = leaves.signatures.iter().map(|(claim_id, signature, at)| MadeSignature {
             claim_id: claim_id.clone(),
             signature: signature.clone(),
-            leaf: indices.start + i64::try_from(*at).unwrap_or(i64::MAX),
+            leaf: first + i64::try_from(*at).unwrap_or(i64::MAX),
         });
-        paths::put_signatures(tx, &made.collect::<Vec<_>>()).await?;
-    }
-    Ok(())
+        made.collect()
+    };
+    crate::service::log::append_signed(tx, &leaves.rows, made).await.map(drop)
 }
 
 /// Tells the log and the counters what was committed.

@@ -8,7 +8,8 @@ use crate::db::measured::Measured;
 use crate::db::paths::NewClaim;
 use crate::nix::claim::Claim;
 use crate::nix::content_address::ContentAddress;
-use crate::nix::narinfo::NarInfo;
+use crate::nix::narinfo::{NarInfo, NarInfoText};
+use crate::nix::signature::Signature;
 use crate::nix::store_path::StorePath;
 use crate::service::Rejection;
 use crate::time::Timestamp;
@@ -62,6 +63,20 @@ impl Verified {
 
     pub(in crate::service) fn measured(&self) -> &Measured {
         &self.measured
+    }
+
+    /// The narinfo as it is served, with these signatures.
+    pub(in crate::service) fn text(&self, signatures: &[Signature]) -> String {
+        let text = NarInfoText {
+            claim: self.claim(),
+            file: self.measured.file,
+            compression: self.measured.compression,
+            file_size: self.measured.file_size,
+            deriver: self.narinfo.deriver.as_ref(),
+            signatures,
+            ca: self.ca.as_ref(),
+        };
+        text.to_string()
     }
 
     /// The claim as it is written down, at a path and with what its NAR mentions, has here, and does not claim.
