@@ -108,6 +108,7 @@ async fn open(folder: &Path) -> Result<(Service, Option<String>), Failure> {
         vault,
         webhooks: narvault::webhook::Allowed::default(),
         witnesses: Vec::new(),
+        backups: None,
         rate_per_minute: 10,
     };
     let (service, first) = Service::open(settings).await?;

@@ -36,6 +36,7 @@ mod recover;
 mod refusals;
 mod replicas;
 mod revocation;
+mod runbook;
 mod scrub;
 mod secrets;
 mod signature_log;

@@ -190,7 +190,7 @@ impl Service {
             let standing = signatures.get(&one.claim_id).map(Vec::as_slice).unwrap_or_default();
             standing.iter().any(|row| others.contains(row.signature.name.as_str()))
         };
-        if !served.iter().all(|one| stands(&one)) {
+        if !served.iter().all(stands) {
             tracing::error!(key = name, "narinfos carry this key's signature alone; they keep it");
             return Ok(Batch::Elsewhere);
         }

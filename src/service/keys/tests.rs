@@ -143,7 +143,7 @@ pub(super) async fn drive(service: &Service) {
         // The worker's part, and the finisher's.
         while service.release_due().await.unwrap() > 0 {}
         service.finish().await.unwrap();
-        let rows = key_rotations::under_way(&mut *service.inner.db.read().await.unwrap()).await.unwrap();
+        let rows = key_rotations::under_way(&mut service.inner.db.read().await.unwrap()).await.unwrap();
         let at_work = rows.iter().any(|row| {
             !matches!(row.step, RotationStep::Publish | RotationStep::Wait) && row.paused_at.is_none()
         });

@@ -1,0 +1,266 @@
+//! Each page of `docs/runbook.md`, run as it stands there.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use narvault::api::VaultView;
+use tokio::process::Command;
+
+use crate::recover::narinfo;
+use crate::support::client::TestPath;
+use crate::support::database::DatabaseKind;
+use crate::support::server::{Backend, Ended, Site, TestServer};
+
+/// The command blocks of each page, by its title.
+fn pages() -> BTreeMap<String, Vec<String>> {
+    let text = include_str!("../../docs/runbook.md");
+    let mut pages: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for page in text.split("\n## ").skip(1) {
+        let (title, rest) = page.split_once('\n').unwrap();
+        let blocks = rest.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap().to_owned());
+        pages.insert(title.to_owned(), blocks.collect());
+    }
+    pages
+}
+
+/// Somebody at a page of the runbook, in a shell whose folder and variables stay from block to block.
+struct Reader {
+    blocks: std::vec::IntoIter<String>,
+    environment: Vec<(String, String)>,
+    home: tempfile::TempDir,
+}
+
+impl Reader {
+    fn of(page: &str) -> Self {
+        let blocks = pages().remove(page).unwrap_or_else(|| panic!("there is no page {page:?}"));
+        Self { blocks: blocks.into_iter(), environment: Vec::new(), home: tempfile::tempdir().unwrap() }
+    }
+
+    /// An administrator of a server.
+    fn at(page: &str, server: &TestServer) -> Self {
+        Self::of(page).with("NARVAULT_URL", &server.url).with("NARVAULT_TOKEN", server.admin_token())
+    }
+
+    fn with(mut self, name: &str, value: &str) -> Self {
+        self.set(name, value);
+        self
+    }
+
+    fn set(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// On the host of a server.
+    fn on(&mut self, site: &Site) {
+        let command = site.command(&[]);
+        for (name, value) in command.as_std().get_envs() {
+            if let (Some(value), false) = (value, name == "HOME") {
+                self.set(name.to_str().unwrap(), value.to_str().unwrap());
+            }
+        }
+    }
+
+    /// What these lines print; each must succeed.
+    async fn types(&self, lines: &str) -> String {
+        let mut shell = Command::new("/bin/sh");
+        let binaries = Path::new(env!("CARGO_BIN_EXE_narvault")).parent().unwrap().display().to_string();
+        shell.args(["-euc", lines]).env_clear().current_dir(self.home.path());
+        shell.env("HOME", self.home.path()).env("PATH", format!("{binaries}:/usr/bin:/bin"));
+        shell.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        shell.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let ended = Ended::of(shell).await;
+        assert_eq!(ended.code, Some(0), "{lines}\n{}\n{}", ended.stdout, ended.stderr);
+        ended.stdout
+    }
+
+    /// Runs the next block of the page.
+    async fn goes_on(&mut self) -> String {
+        let block = self.blocks.next().expect("the page has no more blocks");
+        self.types(&block).await
+    }
+
+    /// Nothing of the page is left out.
+    fn ends(&self) {
+        assert!(self.blocks.as_slice().is_empty(), "{:?}", self.blocks.as_slice());
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.home.path().join(name)
+    }
+}
+
+async fn server() -> TestServer {
+    TestServer::spawn(Backend::SQLITE_DISK, &[]).await.unwrap()
+}
+
+/// Name and state of each key of `main`, in the order in which they were made.
+async fn keys(server: &TestServer) -> Vec<(String, String)> {
+    let keys = server.admin().keys("main", &Default::default()).await.unwrap().items;
+    keys.into_iter().map(|key| (key.name, key.state)).collect()
+}
+
+async fn only_slot(server: &TestServer) -> String {
+    let ended = server.narvault(["vault", "status", "--json"]).await;
+    let vault: VaultView = serde_json::from_str(&ended.stdout).unwrap();
+    let [slot] = &vault.slots[..] else { panic!("{vault:?}") };
+    slot.id.clone()
+}
+
+#[test]
+fn every_page_has_a_test() {
+    let tests = include_str!("runbook.rs");
+    let pages = pages();
+    assert!(pages.len() >= 7, "{pages:?}");
+    for (page, blocks) in pages {
+        assert!(!blocks.is_empty(), "{page} has no commands");
+        assert!(tests.contains(&format!("\"{page}\"")), "nobody runs {page}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_is_replaced_as_planned() {
+    let server = server().await;
+    let path = TestPath::new("path", "path");
+    server.token("ci", &["push:main"]).await.http.push("main", &path).await;
+    let old = keys(&server).await.remove(0).0;
+    let mut reader = Reader::at("Planned rotation", &server).with("OLD", &old);
+
+    let lines = reader.goes_on().await;
+    let new = keys(&server).await.remove(1).0;
+    assert!(lines.contains(&old) && lines.contains(&new), "{lines}");
+    reader.set("NEW", &new);
+    assert!(reader.goes_on().await.contains("learn the new public key"));
+    assert!(reader.goes_on().await.contains("publish"));
+    reader.goes_on().await;
+    reader.ends();
+
+    let expected = [(old, "retired".to_owned()), (new.clone(), "active".to_owned())];
+    assert_eq!(keys(&server).await, expected);
+    let text = narinfo(&server.http(), &path).await;
+    assert!(text.contains(&format!("Sig: {new}:")), "{text}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stolen_cache_key_signs_nothing_any_more() {
+    let server = server().await;
+    let path = TestPath::new("path", "path");
+    server.token("ci", &["push:main"]).await.http.push("main", &path).await;
+    let stolen = keys(&server).await.remove(0).0;
+    let mut reader = Reader::at("A stolen cache key", &server).with("KEY", &stolen);
+
+    reader.goes_on().await;
+    reader.goes_on().await;
+    let lines = reader.goes_on().await;
+    reader.ends();
+
+    assert!(lines.contains("main-") && !lines.contains(&format!("{stolen}:")), "{lines}");
+    assert_eq!(keys(&server).await[0], (stolen.clone(), "destroyed".to_owned()));
+    let text = narinfo(&server.http(), &path).await;
+    assert!(text.contains("\nSig: ") && !text.contains(&stolen), "{text}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stolen_token_dies_with_what_came_with_it() {
+    let server = server().await;
+    let alice = server.token("alice", &["push:main"]).await;
+    let path = TestPath::new("path", "path");
+    alice.http.push("main", &path).await;
+    let url = format!("/main/{}.narinfo", path.hash());
+    let mut reader = Reader::at("A stolen token", &server).with("TOKEN_ID", &alice.id);
+
+    reader.goes_on().await;
+    assert_eq!(alice.http.get("/push/main/nix-cache-info").await.status, 401);
+    reader.goes_on().await;
+    assert_eq!(server.http().get(&url).await.status, 404);
+    assert!(reader.goes_on().await.contains(path.hash()));
+    reader.goes_on().await;
+    reader.ends();
+
+    assert_eq!(server.http().get(&url).await.status, 200);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_administrator_is_replaced() {
+    let server = server().await;
+    let tokens = server.admin().tokens(&Default::default()).await.unwrap().items;
+    let mut reader = Reader::of("A lost administrator").with("TOKEN_ID", &tokens[0].id);
+    reader.on(&server.site);
+    reader.set("NARVAULT_PUBLIC_URL", &server.url);
+
+    let said = reader.goes_on().await;
+    let line = said.lines().find(|line| line.trim_start().starts_with("narvault login ")).expect("no line");
+    reader.types(line).await;
+    assert!(reader.goes_on().await.contains("admin"));
+    reader.ends();
+
+    assert!(server.admin().tokens(&Default::default()).await.is_err(), "the lost token lives");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_machine_is_replaced() {
+    let server = server().await;
+    let path = TestPath::new("path", "path");
+    server.token("ci", &["push:main"]).await.http.push("main", &path).await;
+    let mut reader = Reader::of("A lost machine");
+    let backup = reader.file("narvault.backup").display().to_string();
+    let mut command = server.site.command(&[]);
+    command.args(["backup", &backup]);
+    assert_eq!(Ended::of(command).await.code, Some(0));
+    reader.set("BACKUP", &backup);
+
+    let moved = server
+        .restart_elsewhere(DatabaseKind::Sqlite, async |site: &Site| {
+            reader.on(site);
+            reader.goes_on().await;
+            reader.ends();
+        })
+        .await;
+
+    let server = moved.unwrap();
+    narinfo(&server.http(), &path).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_stolen_database_its_secrets_open_nothing_that_counts() {
+    let server = server().await;
+    let (slot, key) = (only_slot(&server).await, keys(&server).await.remove(0).0);
+    let mut reader = Reader::at("A stolen database", &server).with("SLOT", &slot).with("KEY", &key);
+
+    reader.goes_on().await;
+    reader.goes_on().await;
+    let new = reader.file("new.key");
+    reader.ends();
+
+    assert_ne!(only_slot(&server).await, slot);
+    assert_eq!(keys(&server).await[0], (key, "compromised".to_owned()));
+    opens_with(server, &new).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_vault_secret_is_replaced_while_the_server_runs() {
+    let server = server().await;
+    let slot = only_slot(&server).await;
+    std::fs::remove_file(server.site.data().join("vault.key")).unwrap();
+    let mut reader = Reader::at("A lost vault secret", &server).with("SLOT", &slot);
+
+    reader.goes_on().await;
+    let new = reader.file("new.key");
+    reader.ends();
+
+    opens_with(server, &new).await;
+}
+
+/// The server signs again after a start with this key file in the place of the former one.
+async fn opens_with(mut server: TestServer, key_file: &Path) {
+    std::fs::copy(key_file, server.site.data().join("vault.key")).unwrap();
+    server.restart_after_kill(&[]).await;
+    let path = TestPath::new("after", "after");
+    server.token("ci", &["push:main"]).await.http.push("main", &path).await;
+    narinfo(&server.http(), &path).await;
+    server.stop().await;
+}
