@@ -1,5 +1,5 @@
 //! A signature log read critically, leaf by leaf: whether each signature is its key's, whether the log announced that
-//! key, and whether the token behind it was issued and not yet revoked. With a [`ledger`], also what lies in a bucket,
+//! key, and whether the token behind it was issued and not yet revoked. With a `ledger`, also what lies in a bucket,
 //! held against the leaves.
 //!
 //! Never reads a file, never asks a server, and never remembers a leaf: what it keeps is keys and tokens. That the
