@@ -24,7 +24,7 @@ pub async fn newest(connection: &mut Connection) -> Result<Option<BackupRow>> {
 }
 
 /// Takes the next backup upon oneself until `until`, if the newest one was made at `due` or before and nobody else is
-/// at it. False: not now.
+/// at it. False: not now. Times beyond what is possible now are those of a clock that was wrong, and hold nobody up.
 pub async fn lease(
     connection: &mut Connection,
     owner: &str,
@@ -34,7 +34,8 @@ pub async fn lease(
 ) -> Result<bool> {
     let result = sqlx::query(
         "UPDATE backup_schedule SET lease_owner = $1, lease_until = $2 \
-         WHERE id = 1 AND (made_at IS NULL OR made_at <= $3) AND (lease_until IS NULL OR lease_until <= $4)",
+         WHERE id = 1 AND (made_at IS NULL OR made_at <= $3 OR made_at > $4) \
+         AND (lease_until IS NULL OR lease_until <= $4 OR lease_until > $2)",
     )
     .bind(owner)
     .bind(until.0)
@@ -45,27 +46,30 @@ pub async fn lease(
     Ok(result.rows_affected() == 1)
 }
 
-/// Notes that a backup is finished. One that took longer than its lease counts too, unless a newer one is there.
-pub async fn finish(connection: &mut Connection, row: &BackupRow) -> Result<()> {
+/// Notes that a backup is finished. One that took longer than its lease counts too, unless a newer one is there; then
+/// whoever has the lease by now keeps it.
+pub async fn finish(connection: &mut Connection, owner: &str, row: &BackupRow, now: Timestamp) -> Result<()> {
     sqlx::query(
-        "UPDATE backup_schedule SET made_at = $1, name = $2, size = $3, lease_owner = NULL, lease_until = NULL \
-         WHERE id = 1 AND (made_at IS NULL OR made_at < $1)",
+        "UPDATE backup_schedule SET made_at = $1, name = $2, size = $3 \
+         WHERE id = 1 AND (made_at IS NULL OR made_at < $1 OR made_at > $4)",
     )
     .bind(row.made_at.0)
     .bind(&row.name)
     .bind(row.size_bytes)
-    .execute(connection)
+    .bind(now.0)
+    .execute(&mut *connection)
     .await?;
-    Ok(())
+    release(connection, owner).await
 }
 
-/// Notes that a backup failed: the next try is at `until`, by whomever.
-pub async fn put_off(connection: &mut Connection, owner: &str, until: Timestamp) -> Result<()> {
-    sqlx::query("UPDATE backup_schedule SET lease_until = $2 WHERE id = 1 AND lease_owner = $1")
-        .bind(owner)
-        .bind(until.0)
-        .execute(connection)
-        .await?;
+/// Gives the lease back, if it is held.
+pub async fn release(connection: &mut Connection, owner: &str) -> Result<()> {
+    sqlx::query(
+        "UPDATE backup_schedule SET lease_owner = NULL, lease_until = NULL WHERE id = 1 AND lease_owner = $1",
+    )
+    .bind(owner)
+    .execute(connection)
+    .await?;
     Ok(())
 }
 
@@ -90,7 +94,7 @@ mod tests {
 
             assert!(lease(&mut tx, "a", at(-6), at(0), at(1)).await.unwrap());
             assert!(!lease(&mut tx, "b", at(-6), at(0), at(1)).await.unwrap());
-            finish(&mut tx, &made(0)).await.unwrap();
+            finish(&mut tx, "a", &made(0), at(1)).await.unwrap();
 
             assert_eq!(newest(&mut tx).await.unwrap(), Some(made(0)));
             assert!(!lease(&mut tx, "b", at(-1), at(5), at(6)).await.unwrap(), "it is not due");
@@ -102,18 +106,31 @@ mod tests {
             assert!(lease(&mut tx, "a", at(-6), at(0), at(1)).await.unwrap());
 
             assert!(lease(&mut tx, "b", at(-5), at(1), at(2)).await.unwrap());
-            put_off(&mut tx, "a", at(9)).await.unwrap();
-            put_off(&mut tx, "b", at(3)).await.unwrap();
+            // Too late: it is somebody else's.
+            release(&mut tx, "a").await.unwrap();
+            assert!(!lease(&mut tx, "a", at(-4), at(1), at(2)).await.unwrap());
+            release(&mut tx, "b").await.unwrap();
 
-            assert!(!lease(&mut tx, "a", at(-4), at(2), at(4)).await.unwrap());
-            assert!(lease(&mut tx, "a", at(-3), at(3), at(4)).await.unwrap());
+            assert!(lease(&mut tx, "a", at(-4), at(1), at(2)).await.unwrap());
+        }
+
+        async fn a_clock_that_was_wrong_holds_nobody_up(test: &TestDb) {
+            let mut tx = test.db.begin(Gate::Around).await.unwrap();
+            assert!(lease(&mut tx, "a", at(9000), at(9006), at(9007)).await.unwrap());
+
+            assert!(lease(&mut tx, "b", at(-6), at(0), at(1)).await.unwrap(), "a lease from the future");
+            finish(&mut tx, "b", &made(9006), at(9006)).await.unwrap();
+            assert!(lease(&mut tx, "b", at(-6), at(0), at(1)).await.unwrap(), "a backup from the future");
+            finish(&mut tx, "b", &made(0), at(1)).await.unwrap();
+
+            assert_eq!(newest(&mut tx).await.unwrap(), Some(made(0)));
         }
 
         async fn the_newest_stays_the_newest(test: &TestDb) {
             let mut tx = test.db.begin(Gate::Around).await.unwrap();
-            finish(&mut tx, &made(2)).await.unwrap();
+            finish(&mut tx, "a", &made(2), at(2)).await.unwrap();
 
-            finish(&mut tx, &made(1)).await.unwrap();
+            finish(&mut tx, "a", &made(1), at(3)).await.unwrap();
 
             assert_eq!(newest(&mut tx).await.unwrap(), Some(made(2)));
         }

@@ -197,8 +197,9 @@ async fn open_postgres(url: &Url, connections_max: u32) -> std::result::Result<D
             .after_connect(|connection, _| Box::pin(set_up_postgres(connection)))
             .connect(url.as_str())
     };
-    // Apart: writers that queue at the gate must not keep readers, and the polls of the epochs, waiting.
-    let readers = (connections_max / 2).max(1);
+    // Apart: writers that queue at the gate must not keep readers, and the polls of the epochs, waiting. Two at the least:
+    // a backup holds one for as long as it takes.
+    let readers = (connections_max / 2).max(2);
     let writer = pool(connections_max.saturating_sub(readers).max(1)).await.map_err(OpenError::Connect)?;
     migrate(&POSTGRES, &writer).await?;
     let reader = pool(readers).await.map_err(OpenError::Connect)?;

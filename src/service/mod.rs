@@ -226,7 +226,7 @@ impl Service {
     pub async fn open(settings: OpenSettings) -> Result<(Self, Option<FirstStart>)> {
         let OpenSettings { db, storage, clock, limits, vault, webhooks, witnesses, backups, rate_per_minute } =
             settings;
-        let cluster_id = setup::cluster_id(&db, &clock).await?;
+        let cluster_id = setup::cluster_id(&db, &storage, &clock).await?;
         storage.claim_cluster(&cluster_id).await?;
         let token_keys = auth::token_keys(&mut *db.read().await?, &cluster_id).await?;
         let owner: String = random::text::<16>();

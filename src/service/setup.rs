@@ -15,6 +15,7 @@ use crate::access::{CacheName, ClaimSecret, ContributorName};
 use crate::db::signing_keys::KeyState;
 use crate::db::{Db, Gate, cluster, restarting, vault};
 use crate::nix::signature::PublicKey;
+use crate::storage::Storage;
 use crate::time::Clock;
 use crate::vault::key_file::KeyFileError;
 use crate::vault::{KeyFile, NewVault, OpenVault, Passphrase, Purpose, SlotSecret, random};
@@ -30,10 +31,18 @@ pub struct FirstStart {
     pub key_file: Option<std::path::PathBuf>,
 }
 
-/// The id of this database's cluster; made if this is the first start.
-pub async fn cluster_id(db: &Db, clock: &Clock) -> Result<String> {
+/// The id of this database's cluster; made if this is the first start. Refused where the storage has an owner: then
+/// there was a database once, and one row in this one would be in the way of its backup.
+pub async fn cluster_id(db: &Db, storage: &Storage, clock: &Clock) -> Result<String> {
     if let Some(row) = cluster::read(&mut *db.read().await?).await? {
         return Ok(row.cluster_id);
+    }
+    if let Some(owner) = storage.owner().await? {
+        // A replica that was quicker wrote its row before its mark.
+        return match cluster::read(&mut *db.read().await?).await? {
+            Some(row) => Ok(row.cluster_id),
+            None => Err(Error::Internal(DatabaseLost { owner }.into())),
+        };
     }
     let mut tx = db.begin(Gate::Exclusive).await?;
     let fresh = random::text::<16>();
@@ -45,6 +54,16 @@ pub async fn cluster_id(db: &Db, clock: &Clock) -> Result<String> {
     };
     tx.commit().await?;
     Ok(id)
+}
+
+/// The database is empty and the storage is not.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the database is empty, and the storage belongs to cluster {owner}: restore a backup of it with \
+     `narvault restore`, or name another storage for a new cluster"
+)]
+struct DatabaseLost {
+    owner: String,
 }
 
 impl Service {

@@ -51,6 +51,7 @@ const FOLDER_MODE: u32 = 0o755;
 const FILE_MODE: u32 = 0o644;
 /// The root, where this program makes it: private caches lie here too.
 const ROOT_MODE: u32 = 0o750;
+/// Folders that are this program's alone.
 const TEMPORARY_FOLDER_MODE: u32 = 0o700;
 
 /// Which folder objects are kept in.
@@ -80,6 +81,8 @@ impl Disk {
             let root = rustix::fs::open(&path, FOLDER_FLAGS, Mode::empty())?;
             let own = make_folder(&root, OWN_FOLDER, FOLDER_MODE)?;
             let temporary = make_folder(&own, "tmp", TEMPORARY_FOLDER_MODE)?;
+            // Sealed, and nobody else's business all the same.
+            make_folder(&own, "backups", TEMPORARY_FOLDER_MODE)?;
             let (files, lasting) = (AtomicU64::new(0), Mutex::default());
             let disk = Self { path, root, temporary, instance, files, lasting, unsettled: Mutex::default() };
             disk.remove_stale(None)?;

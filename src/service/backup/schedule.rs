@@ -69,40 +69,46 @@ impl Service {
         }
         loop {
             let made = tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => break,
                 made = self.back_up_if_due() => made,
             };
-            if let Err(error) = made {
-                metrics::counter!("narvault_backup_failures_total").increment(1);
-                let error = &error as &dyn std::error::Error;
-                tracing::error!(error, "no backup was made; it is tried again in some minutes");
-            }
+            let pause = match made {
+                Ok(_) => PAUSE,
+                Err(error) => {
+                    metrics::counter!("narvault_backup_failures_total").increment(1);
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(error, "no backup was made; it is tried again in some minutes");
+                    RETRY_PAUSE
+                }
+            };
             tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(PAUSE) => {}
+                () = stop.cancelled() => break,
+                () = tokio::time::sleep(pause) => {}
             }
         }
+        // One that was under way is another replica's now, or the next start's.
+        self.release_backup().await;
     }
 
-    /// Makes a backup if one is due and no other replica is at it: whether it did.
+    /// Makes a backup if one is due and no other replica is at it: whether it did. A sealed replica leaves it to an open
+    /// one.
     pub(super) async fn back_up_if_due(&self) -> std::result::Result<bool, BackupError> {
-        let Some(schedule) = self.inner.backups else { return Ok(false) };
+        let Some(schedule) = self.inner.backups.filter(|_| self.is_open()) else { return Ok(false) };
         let now = self.inner.clock.now();
         let due = now.plus_millis(-millis(schedule.every));
         if !self.lease_backup(due, now).await? {
             return Ok(false);
         }
-        match self.store_backup(now).await {
-            Ok(made) => {
-                self.finish_backup(&made).await?;
-                tracing::info!(backup.name = made.name, backup.size_bytes = made.size_bytes, "backup made");
-            }
+        let made = match self.store_backup(now).await {
+            Ok(made) => made,
             Err(error) => {
-                self.put_off_backup(now).await?;
+                self.release_backup().await;
                 return Err(error);
             }
-        }
-        if let Err(error) = self.remove_old_backups(schedule.keep).await {
+        };
+        self.finish_backup(&made).await?;
+        tracing::info!(backup.name = made.name, backup.size_bytes = made.size_bytes, "backup made");
+        if let Err(error) = self.remove_old_backups(schedule.keep, &made).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "old backups were not removed");
         }
         Ok(true)
@@ -139,22 +145,36 @@ impl Service {
     async fn finish_backup(&self, made: &BackupRow) -> Result<()> {
         restarting(|| async {
             let mut tx = self.inner.db.begin(Gate::Around).await?;
-            backup_schedule::finish(&mut tx, made).await?;
+            backup_schedule::finish(&mut tx, self.replica(), made, self.inner.clock.now()).await?;
             Ok::<_, Error>(tx.commit().await?)
         })
         .await
     }
 
-    async fn put_off_backup(&self, now: Timestamp) -> Result<()> {
-        let mut tx = self.inner.db.begin(Gate::Around).await?;
-        backup_schedule::put_off(&mut tx, self.replica(), now.plus_millis(millis(RETRY_PAUSE))).await?;
-        Ok(tx.commit().await?)
+    async fn release_backup(&self) {
+        let released = async {
+            let mut tx = self.inner.db.begin(Gate::Around).await?;
+            backup_schedule::release(&mut tx, self.replica()).await?;
+            tx.commit().await
+        };
+        if let Err(error) = released.await {
+            // It runs out by itself.
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "the lease of a backup was not given back");
+        }
     }
 
-    async fn remove_old_backups(&self, keep: usize) -> std::result::Result<(), StorageError> {
-        let backups = list_backups(&self.inner.storage).await?;
+    /// Removes the oldest ones beyond `keep`. Names of a time that is still to come were made by a clock that was wrong,
+    /// and are not counted.
+    async fn remove_old_backups(
+        &self,
+        keep: usize,
+        made: &BackupRow,
+    ) -> std::result::Result<(), StorageError> {
+        let mut backups = list_backups(&self.inner.storage).await?;
+        backups.retain(|backup| backup.made_at <= made.made_at);
         let old = backups.len().saturating_sub(keep.max(1));
-        for backup in &backups[..old] {
+        for backup in backups[..old].iter().filter(|backup| backup.name != made.name) {
             let Ok(id) = Uuid::try_parse(&backup.name) else { continue };
             self.inner.storage.delete(&ObjectKey::Backup(id), DELETE_MAX).await?;
         }
@@ -176,6 +196,7 @@ const PAUSE: Duration = Duration::from_secs(60);
 /// How long others keep from a backup that is under way. Where one takes longer, two are made, and both are good.
 const LEASE: Duration = Duration::from_secs(3600);
 
+/// How long a replica that failed leaves it to others.
 const RETRY_PAUSE: Duration = Duration::from_secs(600);
 
 const DELETE_MAX: Duration = Duration::from_secs(30);

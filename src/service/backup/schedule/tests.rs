@@ -51,24 +51,38 @@ on_each_database! {
         service.shut_down().await;
     }
 
-    async fn a_failed_backup_is_tried_again_later_and_takes_nothing_away(test: &TestDb) {
+    async fn a_sealed_replica_leaves_it_to_an_open_one(test: &TestDb) {
+        let server = TestService::start(test).await;
+        let sealed = open_with_backups(test, &server.clock, EVERY_SIX_HOURS).await;
+        let open = open_with_backups(test, &server.clock, EVERY_SIX_HOURS).await;
+        sealed.inner.keyring.lock();
+
+        assert!(!sealed.back_up_if_due().await.unwrap());
+
+        assert!(open.back_up_if_due().await.unwrap());
+        assert_eq!(names(&open).await.len(), 1);
+        sealed.shut_down().await;
+        open.shut_down().await;
+    }
+
+    async fn a_failed_backup_takes_nothing_away_and_is_anybodys_to_try(test: &TestDb) {
         let server = TestService::start(test).await;
         let service = open_with_backups(test, &server.clock, EVERY_SIX_HOURS).await;
         assert!(service.back_up_if_due().await.unwrap());
         server.clock.advance_seconds(6 * 3600);
         let before = names(&service).await;
+        // Sealed in the middle of it.
+        assert!(service.lease_backup(server.clock.now(), server.clock.now()).await.unwrap());
         service.inner.keyring.lock();
+        let failed = service.store_backup(server.clock.now()).await;
+        service.release_backup().await;
 
-        let failed = service.back_up_if_due().await;
-        let soon = service.back_up_if_due().await.unwrap();
-        server.clock.advance_seconds(600);
-        let later = service.back_up_if_due().await;
-
+        let other = open_with_backups(test, &server.clock, EVERY_SIX_HOURS).await;
         assert!(matches!(failed, Err(BackupError::Sealed)), "{failed:?}");
-        assert!(!soon);
-        assert!(matches!(later, Err(BackupError::Sealed)), "{later:?}");
         assert_eq!(names(&service).await, before);
+        assert!(other.back_up_if_due().await.unwrap());
         service.shut_down().await;
+        other.shut_down().await;
     }
 
     async fn nobody_who_did_not_ask_for_it_gets_a_backup(test: &TestDb) {
