@@ -345,7 +345,10 @@ pub async fn go_on(
     now: Timestamp,
 ) -> Result<()> {
     let mut steps = row.steps.clone();
-    steps.push((step, now));
+    // Begun once more, it is the same step still.
+    if steps.last().is_none_or(|(last, _)| *last != step) {
+        steps.push((step, now));
+    }
     let result = sqlx::query(
         "UPDATE key_rotations SET step = $2, step_since = $3, steps = $4, log_cursor = $5, \
          realisation_cursor = $6, total = $7, done = $8, refused = $9, ended_at = $10 \

@@ -50,6 +50,33 @@ pub async fn unsigned(
     rows.into_iter().map(read).collect()
 }
 
+/// The published paths of a cache that a key has not signed, whatever the log knows of them, by their ids after `after`,
+/// at most `limit`.
+pub async fn lacking(
+    connection: &mut Connection,
+    cache: CacheId,
+    key_name: &str,
+    after: &str,
+    limit: i64,
+) -> Result<Vec<(String, StorePathHash)>> {
+    let rows: Vec<(String, String)> = sqlx::query_as(
+        "SELECT p.id, p.hash FROM paths p WHERE p.cache_id = $1 AND p.id > $2 AND p.state = 'published' \
+         AND NOT EXISTS (SELECT 1 FROM signatures s WHERE s.claim_id = p.claim_id AND s.key_name = $3) \
+         ORDER BY p.id ASC LIMIT $4",
+    )
+    .bind(cache.to_string())
+    .bind(after)
+    .bind(key_name)
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
+    let read = |(id, hash): (String, String)| {
+        let hash = hash.parse().map_err(|_| corrupt("paths", "hash", &id))?;
+        Ok((id, hash))
+    };
+    rows.into_iter().map(read).collect()
+}
+
 /// How many published paths of a cache a key has not signed.
 pub async fn unsigned_count(connection: &mut Connection, cache: CacheId, key_name: &str) -> Result<i64> {
     let (count,): (i64,) = sqlx::query_as(
@@ -80,13 +107,35 @@ pub async fn signed_by(
     key_name: &str,
     limit: i64,
 ) -> Result<Vec<SignedClaim>> {
+    signed(connection, cache, key_name, "none", limit).await
+}
+
+/// The same, without what is withdrawn.
+pub async fn signed_by_but_withdrawn(
+    connection: &mut Connection,
+    cache: CacheId,
+    key_name: &str,
+    limit: i64,
+) -> Result<Vec<SignedClaim>> {
+    signed(connection, cache, key_name, "withdrawn", limit).await
+}
+
+async fn signed(
+    connection: &mut Connection,
+    cache: CacheId,
+    key_name: &str,
+    but: &str,
+    limit: i64,
+) -> Result<Vec<SignedClaim>> {
     let rows: Vec<(String, String, String, String, String)> = sqlx::query_as(
         "SELECT s.claim_id, p.id, p.hash, p.state, p.claim_id FROM signatures s \
          JOIN claims c ON c.id = s.claim_id JOIN paths p ON p.id = c.path_id \
-         WHERE s.key_name = $1 AND p.cache_id = $2 ORDER BY s.leaf ASC, s.claim_id ASC LIMIT $3",
+         WHERE s.key_name = $1 AND p.cache_id = $2 AND p.state <> $3 \
+         ORDER BY s.leaf ASC, s.claim_id ASC LIMIT $4",
     )
     .bind(key_name)
     .bind(cache.to_string())
+    .bind(but)
     .bind(limit)
     .fetch_all(connection)
     .await?;

@@ -302,8 +302,8 @@ pub async fn withdraw_unsupported(
     places(sqlx::query_as(statement).bind(json_list(claim_ids)).bind(now.0).fetch_all(connection).await?)
 }
 
-/// Publishes again the withdrawn paths at which one of these claims stands with evidence that counts and a NAR in
-/// storage, unless a quarantine other than this one withdrew them as dependents.
+/// Publishes again the withdrawn paths at which one of these claims stands with evidence that counts, a signature (which
+/// a key that was compromised since has lost) and a NAR in storage, unless a quarantine other than this one withdrew them as dependents.
 pub async fn publish_supported(
     connection: &mut Connection,
     claim_ids: &[&str],
@@ -321,7 +321,9 @@ pub async fn publish_supported(
                 ") AND EXISTS (SELECT 1 FROM evidence e WHERE e.claim_id = paths.claim_id AND e.void_by IS NULL) \
                  AND EXISTS (SELECT 1 FROM claims c JOIN measured m ON m.cache_id = paths.cache_id \
                  AND m.file_hash = c.file_hash AND m.ext = c.ext WHERE c.id = paths.claim_id \
-                 AND m.state = 'stored') AND NOT EXISTS (SELECT 1 FROM withdrawals w \
+                 AND m.state = 'stored') \
+                 AND EXISTS (SELECT 1 FROM signatures s WHERE s.claim_id = paths.claim_id) \
+                 AND NOT EXISTS (SELECT 1 FROM withdrawals w \
                  JOIN quarantines q ON q.id = w.quarantine_id WHERE w.path_id = paths.id \
                  AND w.ended_at IS NULL AND w.cause = 'dependent' AND q.id <> $3 \
                  AND q.restoring_at IS NULL) RETURNING cache_id, hash"

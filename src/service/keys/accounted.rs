@@ -28,12 +28,12 @@ impl Proven {
 }
 
 impl Service {
-    /// Those of a cache's keys whose signatures count as made here: all that are to be trusted, and in any case those
-    /// of `also` (ids). One that does not prove itself is left out, and told of.
-    pub(super) fn proven_keys(&self, keys: &[KeyRow], also: Option<&str>) -> Result<Proven> {
+    /// Those of a cache's keys whose signatures count as made here: all that are to be trusted, and with `compromised`
+    /// those as well that are not any more. One that does not prove itself is left out, and told of.
+    pub(super) fn proven_keys(&self, keys: &[KeyRow], compromised: bool) -> Result<Proven> {
         let mut proven = Vec::new();
         for row in keys {
-            let wanted = row.state.is_trusted() || also == Some(row.key.label.id.as_str());
+            let wanted = row.state.is_trusted() || compromised && row.state == KeyState::Compromised;
             // Of a destroyed key nothing is left to prove with.
             if !wanted || row.state == KeyState::Destroyed {
                 continue;

@@ -4,6 +4,7 @@
 //! anew or deleted, as the rows say.
 
 use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
@@ -24,6 +25,9 @@ use crate::time::Timestamp;
 
 /// Narinfos that are held against the rows at once.
 const BATCH: usize = 200;
+
+/// After so long the lease is taken anew.
+const HOLD_AGAIN: Duration = Duration::from_millis(LEASE_MILLIS.unsigned_abs() / 3);
 
 /// Narinfos that are read at once.
 const READ_AT_ONCE: usize = 16;
@@ -52,9 +56,16 @@ impl Service {
         })?;
         let mut progress = Progress { done: 0, refused: 0, ..rotation.progress.clone() };
         let mut entries = self.inner.storage.list(&Folder::Cache(prefix.clone()));
-        let mut hashes = Vec::new();
+        let (mut hashes, mut held_at) = (Vec::new(), Instant::now());
         loop {
             let entry = entries.try_next().await?;
+            // Narinfos may lie far apart among other objects, and each batch of them holds the lease by itself.
+            if held_at.elapsed() > HOLD_AGAIN {
+                if !self.lease_rotation(rotation).await? {
+                    return Ok(false);
+                }
+                held_at = Instant::now();
+            }
             let is_last = entry.is_none();
             match entry.and_then(|entry| entry.key()) {
                 Some(ObjectKey::Cache(found, CacheObject::Narinfo(hash))) if found == prefix => {

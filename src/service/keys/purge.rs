@@ -8,16 +8,16 @@ use std::collections::{HashMap, HashSet};
 use super::accounted::is_accounted;
 use super::resign::{Batch, NewSignatures, Workbench, count_signatures, is_own, parsed};
 use super::worker::LEASE_MILLIS;
-use crate::db::key_rotations::{self, Progress, RotationRow};
+use crate::db::key_rotations::{self, Progress, RotationRow, RotationStep};
 use crate::db::log::LeafRow;
 use crate::db::paths::{self, PathRow, PathState, SignatureRow};
 use crate::db::resigning::{self, RealisationRow, SignedClaim};
-use crate::db::signing_keys::KeyRow;
+use crate::db::signing_keys::{KeyRow, KeyState};
 use crate::db::{Gate, Tx, epoch, restarting};
 use crate::nix::signature::Signature;
 use crate::service::leaves::LeafEvent;
 use crate::service::release::Release;
-use crate::service::{Call, Result, Service};
+use crate::service::{Call, Result, Service, takedown};
 use crate::storage::CacheObject;
 
 /// At most so many rows under one exclusive gate.
@@ -52,20 +52,25 @@ impl Service {
         let call = Call::host();
         let mut tx = self.inner.db.begin(Gate::Exclusive).await?;
         let Some(bench) = self.workbench(&mut tx, rotation).await? else { return Ok(Batch::Elsewhere) };
-        let (Some(old), Some(signer)) = (bench.key(rotation.old_key.as_ref()), bench.signer()) else {
-            return Ok(Batch::Elsewhere);
-        };
-        let old_name = &old.key.label.name;
-        let signed = resigning::signed_by(&mut tx, bench.cache.id, old_name, BATCH).await?;
+        let Some(signer) = bench.signer() else { return Ok(Batch::Elsewhere) };
+        // Another one may have been compromised before, and its purge given up for this one.
+        let (mut old_name, mut signed) = ("", Vec::new());
+        for old in compromised(&bench) {
+            old_name = &old.key.label.name;
+            signed = resigning::signed_by(&mut tx, bench.cache.id, old_name, BATCH).await?;
+            if !signed.is_empty() {
+                break;
+            }
+        }
         if signed.is_empty() {
             return Ok(Batch::Ended);
         }
-        let proven = self.proven_keys(&bench.keys, Some(&old.key.label.id))?;
+        let proven = self.proven_keys(&bench.keys, true)?;
         let rows = served(&mut tx, &bench, &signed).await?;
         let signatures = paths::signatures_of(&mut tx, rows.iter().map(|row| &row.claim_id)).await?;
         let leaves = self.leaves_of(&mut tx, &proven, &signatures).await?;
         let replaces = resigning::last_signatures(&mut tx, rows.iter().map(|row| &row.id)).await?;
-        let mut gathered = Gathered::default();
+        let (mut gathered, mut withdrawn) = (Gathered::default(), Vec::new());
         for row in &rows {
             let standing = signatures.get(&row.claim_id).map(Vec::as_slice).unwrap_or_default();
             gathered.objects.push(CacheObject::Narinfo(row.claim.path.hash()));
@@ -75,10 +80,11 @@ impl Service {
                     let (signature, leaf) = self.sign_again(&bench, &call, signer, row, replaces)?;
                     gathered.new.add(&row.claim_id, signature, leaf);
                 }
-            } else {
-                self.refuse_path(&mut tx, &bench, &call, row, standing, &mut gathered).await?;
+            } else if self.refuse_path(&mut tx, &bench, &call, row, standing, &mut gathered).await? {
+                withdrawn.push(row);
             }
         }
+        takedown::hide(&mut tx, &bench.cache, &withdrawn, bench.now).await?;
         let claims = signed.iter().map(|one| one.claim_id.as_str());
         resigning::remove_signatures(&mut tx, old_name, claims).await?;
         let done = i64::try_from(signed.len()).unwrap_or(0) - gathered.refused;
@@ -91,7 +97,8 @@ impl Service {
         Ok(Batch::Looked(signed.len()))
     }
 
-    /// What becomes of a path that no leaf accounts for: written down, and withdrawn unless somebody else signed it.
+    /// What becomes of a path that no leaf accounts for: written down, and withdrawn unless somebody else signed it. True:
+    /// withdrawn.
     async fn refuse_path(
         &self,
         tx: &mut Tx,
@@ -100,7 +107,7 @@ impl Service {
         row: &PathRow,
         standing: &[SignatureRow],
         gathered: &mut Gathered,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         gathered.refused += 1;
         let subject = row.claim.path.base_name();
         let own = standing.iter().filter(|one| is_own(bench, &one.signature));
@@ -108,26 +115,26 @@ impl Service {
         resigning::insert_unlogged(tx, bench.cache.id, &unlogged.collect::<Vec<_>>()).await?;
         // An upstream's or a contributor's, which was verified when it came.
         if standing.iter().any(|one| one.leaf.is_none() && !is_own(bench, &one.signature)) {
-            return Ok(());
+            return Ok(false);
         }
         tracing::warn!(cache = %bench.cache.name, path = %row.claim.path, "withdrawn: no leaf accounts for it");
         paths::change_state(tx, &row.id, PathState::Published, PathState::Withdrawn, bench.now).await?;
         gathered.leaves.push(self.leaf_row(bench.leaf(call, &row.id, LeafEvent::Withdraw(&row.claim)))?);
-        Ok(())
+        Ok(true)
     }
 
     async fn purge_realisations(&self, rotation: &RotationRow, found: &[RealisationRow]) -> Result<Batch> {
         let mut tx = self.inner.db.begin(Gate::Exclusive).await?;
         let Some(bench) = self.workbench(&mut tx, rotation).await? else { return Ok(Batch::Elsewhere) };
-        let (Some(old), Some(signer)) = (bench.key(rotation.old_key.as_ref()), bench.signer()) else {
-            return Ok(Batch::Elsewhere);
-        };
-        let proven = self.proven_keys(&bench.keys, Some(&old.key.label.id))?;
+        let Some(signer) = bench.signer() else { return Ok(Batch::Elsewhere) };
+        let olds: Vec<&KeyRow> = compromised(&bench).collect();
+        let is_old = |one: &Signature| olds.iter().any(|old| one.name == *old.public_key.name());
+        let proven = self.proven_keys(&bench.keys, true)?;
         let outputs = self.outputs(&mut tx, &bench, found).await?;
         let mut gathered = Gathered::default();
         for row in found {
             let entry = parsed(row)?;
-            if !entry.signatures.iter().any(|one| one.name == *old.public_key.name()) {
+            if !entry.signatures.iter().any(is_old) {
                 continue;
             }
             gathered.objects.push(CacheObject::Realisation(entry.key.clone()));
@@ -146,25 +153,34 @@ impl Service {
                 resigning::remove_realisation(&mut tx, &row.id).await?;
                 continue;
             };
-            let mut texts = without(&entry.signatures, old);
+            let mut texts = without(&entry.signatures, is_old);
+            let mut leaf = None;
             if !entry.signatures.iter().any(|one| one.name == *signer.public_key.name()) {
-                let (text, leaf) = self.sign_realisation_again(&bench, signer, output, row, &entry)?;
+                let (text, made) = self.sign_realisation_again(&bench, signer, output, row, &entry)?;
                 texts.push(text);
-                gathered.leaves.push(leaf);
+                leaf = Some(made);
             }
-            resigning::sign_realisation(&mut tx, row, &texts.join(" ")).await?;
+            // It may have been pushed anew since it was listed, by somebody who was given the new key's signature.
+            if resigning::sign_realisation(&mut tx, row, &texts.join(" ")).await? {
+                gathered.leaves.extend(leaf);
+            }
         }
         let progress = after_realisations(&bench, found, gathered.refused);
         self.end_batch(tx, &bench, progress, gathered).await?;
         Ok(Batch::Looked(found.len()))
     }
 
-    /// The next batch that takes a retired key's signatures off. One that stands alone stays, and ends the rotation:
-    /// see [`Batch::Elsewhere`]. That cannot be unless another key was compromised meanwhile.
+    /// The next batch that takes a retired key's signatures off. One that stands alone stays, and ends the rotation.
+    /// That cannot be unless a path was restored, or another key was compromised, meanwhile. Withdrawn paths keep
+    /// theirs: with it they can be restored.
     pub(super) async fn drop_batch(&self, rotation: &RotationRow) -> Result<Batch> {
-        let batch = restarting(|| self.drop_paths(rotation)).await?;
-        if batch != Batch::Ended {
-            return Ok(batch);
+        match restarting(|| self.drop_paths(rotation)).await? {
+            Some(Batch::Ended) => {}
+            Some(batch) => return Ok(batch),
+            None => {
+                self.go_on(rotation, RotationStep::Abandoned).await?;
+                return Ok(Batch::Elsewhere);
+            }
         }
         let found = self.realisations_after(rotation).await?;
         if found.is_empty() {
@@ -173,14 +189,15 @@ impl Service {
         restarting(|| self.drop_from_realisations(rotation, &found)).await
     }
 
-    async fn drop_paths(&self, rotation: &RotationRow) -> Result<Batch> {
+    /// `None`: narinfos carry this signature alone.
+    async fn drop_paths(&self, rotation: &RotationRow) -> Result<Option<Batch>> {
         let mut tx = self.inner.db.begin(Gate::Exclusive).await?;
-        let Some(bench) = self.workbench(&mut tx, rotation).await? else { return Ok(Batch::Elsewhere) };
-        let Some(old) = bench.key(rotation.old_key.as_ref()) else { return Ok(Batch::Elsewhere) };
+        let Some(bench) = self.workbench(&mut tx, rotation).await? else { return Ok(Some(Batch::Elsewhere)) };
+        let Some(old) = bench.key(rotation.old_key.as_ref()) else { return Ok(Some(Batch::Elsewhere)) };
         let name = &old.key.label.name;
-        let signed = resigning::signed_by(&mut tx, bench.cache.id, name, BATCH).await?;
+        let signed = resigning::signed_by_but_withdrawn(&mut tx, bench.cache.id, name, BATCH).await?;
         if signed.is_empty() {
-            return Ok(Batch::Ended);
+            return Ok(Some(Batch::Ended));
         }
         let served: Vec<&SignedClaim> = signed.iter().filter(|one| one.is_served).collect();
         let signatures = paths::signatures_of(&mut tx, served.iter().map(|one| &one.claim_id)).await?;
@@ -192,7 +209,7 @@ impl Service {
         };
         if !served.iter().all(stands) {
             tracing::error!(key = name, "narinfos carry this key's signature alone; they keep it");
-            return Ok(Batch::Elsewhere);
+            return Ok(None);
         }
         let objects = served.iter().map(|one| CacheObject::Narinfo(one.hash)).collect();
         let claims = signed.iter().map(|one| one.claim_id.as_str());
@@ -202,7 +219,7 @@ impl Service {
             ..bench.rotation.progress.clone()
         };
         self.end_batch(tx, &bench, progress, Gathered { objects, ..Gathered::default() }).await?;
-        Ok(Batch::Looked(signed.len()))
+        Ok(Some(Batch::Looked(signed.len())))
     }
 
     async fn drop_from_realisations(
@@ -216,7 +233,7 @@ impl Service {
         let mut gathered = Gathered::default();
         for row in found {
             let entry = parsed(row)?;
-            let texts = without(&entry.signatures, old);
+            let texts = without(&entry.signatures, |one| one.name == *old.public_key.name());
             if texts.is_empty() || texts.len() == entry.signatures.len() {
                 continue;
             }
@@ -269,10 +286,14 @@ async fn served(tx: &mut Tx, bench: &Workbench, signed: &[SignedClaim]) -> Resul
     Ok(signed.iter().filter_map(|one| rows.remove(&one.claim_id)).collect())
 }
 
-/// The printed signatures but that of one key.
-fn without(signatures: &[Signature], key: &KeyRow) -> Vec<String> {
-    let others = signatures.iter().filter(|one| one.name != *key.public_key.name());
-    others.map(Signature::to_string).collect()
+/// The keys of the cache that others may hold.
+fn compromised(bench: &Workbench) -> impl Iterator<Item = &KeyRow> {
+    bench.keys.iter().filter(|row| row.state == KeyState::Compromised)
+}
+
+/// The printed signatures but for some.
+fn without(signatures: &[Signature], but: impl Fn(&Signature) -> bool) -> Vec<String> {
+    signatures.iter().filter(|one| !but(one)).map(Signature::to_string).collect()
 }
 
 fn after_realisations(bench: &Workbench, found: &[RealisationRow], refused: i64) -> Progress {

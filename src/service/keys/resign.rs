@@ -11,11 +11,12 @@ use crate::db::caches::{self, CacheRow};
 use crate::db::key_rotations::{self, Progress, RotationRow};
 use crate::db::log::LeafRow;
 use crate::db::paths::{self, MadeSignature, PathRow, PathState};
-use crate::db::resigning::{self, RealisationRow, UnloggedRow, Unsigned};
+use crate::db::resigning::{self, RealisationRow, UnloggedRow};
 use crate::db::signing_keys::{self, KeyRow};
 use crate::db::{Connection, Gate, Tx, log, restarting};
 use crate::nix::realisation::{Realisation, RealisationKey};
 use crate::nix::signature::Signature;
+use crate::nix::store_path::StorePathHash;
 use crate::service::leaves::{Leaf, LeafEvent};
 use crate::service::release::Release;
 use crate::service::{Call, Error, Result, Service};
@@ -32,6 +33,25 @@ pub(super) enum Batch {
     /// The rotation has changed meanwhile: somebody else did it, or it was paused or given up.
     Elsewhere,
 }
+
+/// Where a batch of paths ends.
+struct Place {
+    log_cursor: i64,
+    realisation_cursor: String,
+    /// Whether these paths do not come again.
+    is_last: bool,
+}
+
+impl Place {
+    fn of(progress: &Progress) -> Self {
+        let Progress { log_cursor, realisation_cursor, .. } = progress;
+        Self { log_cursor: *log_cursor, realisation_cursor: realisation_cursor.clone(), is_last: false }
+    }
+}
+
+/// What a cursor of realisations begins with once these are done: the id of a path follows. Ids are hexadecimal, so no
+/// realisation comes after it.
+const STRAYS: &str = "path:";
 
 /// What a transaction of a batch knows.
 pub(super) struct Workbench {
@@ -125,7 +145,9 @@ impl NewSignatures {
 }
 
 impl Service {
-    /// The next batch of a rotation that signs again: paths first, then realisations.
+    /// The next batch of a rotation that signs again: paths in the order of the log, then realisations, then whatever
+    /// path still lacks the signature, each once. The last ones are those that the log has no leaf of, or that came back
+    /// meanwhile.
     pub(super) async fn resign_batch(&self, rotation: &RotationRow) -> Result<Batch> {
         let limit = self.batch_size();
         let (size, found) = {
@@ -139,12 +161,56 @@ impl Service {
             (size, resigning::unsigned(&mut connection, rotation.cache, &key, after, limit).await?)
         };
         if found.is_empty() {
-            return self.resign_realisations(rotation, limit).await;
+            return match rotation.progress.realisation_cursor.strip_prefix(STRAYS) {
+                Some(after) => self.resign_strays(rotation, after, limit).await,
+                None => self.resign_realisations(rotation, limit).await,
+            };
         }
         let is_full = i64::try_from(found.len()).unwrap_or(i64::MAX) >= limit;
         let last = found.last().map_or(size, |row| row.index);
         let cursor = if is_full { last } else { last.max(size - 1) };
-        restarting(|| self.resign_paths(rotation, &found, cursor)).await
+        let found: Vec<_> = found.into_iter().map(|row| (row.path_id, row.hash)).collect();
+        let place = Place { log_cursor: cursor, ..Place::of(&rotation.progress) };
+        restarting(|| self.resign_paths(rotation, &found, &place)).await
+    }
+
+    async fn resign_strays(&self, rotation: &RotationRow, after: &str, limit: i64) -> Result<Batch> {
+        let found = {
+            let mut connection = self.inner.db.read().await?;
+            let Some(key) = self.new_key_name(&mut connection, rotation).await? else {
+                return Ok(Batch::Elsewhere);
+            };
+            resigning::lacking(&mut connection, rotation.cache, &key, after, limit).await?
+        };
+        let Some((last, _)) = found.last() else { return Ok(Batch::Ended) };
+        let cursor = format!("{STRAYS}{last}");
+        let place = Place { realisation_cursor: cursor, is_last: true, ..Place::of(&rotation.progress) };
+        restarting(|| self.resign_paths(rotation, &found, &place)).await
+    }
+
+    /// Whether a published path lacks the new key's signature though the log accounts for another one, and how many
+    /// lack it in all.
+    pub(super) async fn owed(&self, rotation: &RotationRow) -> Result<(bool, i64)> {
+        let limit = self.batch_size();
+        let (mut after, mut count) = (String::new(), 0);
+        loop {
+            let mut tx = self.inner.db.begin(Gate::Around).await?;
+            let keys = signing_keys::of_cache(&mut tx, rotation.cache).await?;
+            let Some(key) = self.new_key_name(&mut tx, rotation).await? else { return Ok((false, count)) };
+            let found = resigning::lacking(&mut tx, rotation.cache, &key, &after, limit).await?;
+            let Some((last, _)) = found.last() else { return Ok((false, count)) };
+            after.clone_from(last);
+            count += i64::try_from(found.len()).unwrap_or(0);
+            let proven = self.proven_keys(&keys, false)?;
+            let rows = paths::find_all(&mut tx, rotation.cache, found.iter().map(|(_, hash)| *hash)).await?;
+            let signatures = paths::signatures_of(&mut tx, rows.iter().map(|row| &row.claim_id)).await?;
+            let leaves = self.leaves_of(&mut tx, &proven, &signatures).await?;
+            let standing =
+                |row: &PathRow| signatures.get(&row.claim_id).map(Vec::as_slice).unwrap_or_default();
+            if rows.iter().any(|row| is_accounted(row, standing(row), &proven, &leaves)) {
+                return Ok((true, count));
+            }
+        }
     }
 
     async fn new_key_name(
@@ -157,13 +223,18 @@ impl Service {
         Ok(new.map(|row| row.key.label.name.clone()))
     }
 
-    async fn resign_paths(&self, rotation: &RotationRow, found: &[Unsigned], cursor: i64) -> Result<Batch> {
+    async fn resign_paths(
+        &self,
+        rotation: &RotationRow,
+        found: &[(String, StorePathHash)],
+        place: &Place,
+    ) -> Result<Batch> {
         let call = Call::host();
         let mut tx = self.inner.db.begin(Gate::Shared).await?;
         let Some(bench) = self.workbench(&mut tx, rotation).await? else { return Ok(Batch::Elsewhere) };
         let Some(signer) = bench.signer() else { return Ok(Batch::Elsewhere) };
-        let proven = self.proven_keys(&bench.keys, None)?;
-        let rows = paths::lock(&mut tx, bench.cache.id, found.iter().map(|row| row.hash)).await?;
+        let proven = self.proven_keys(&bench.keys, false)?;
+        let rows = paths::lock(&mut tx, bench.cache.id, found.iter().map(|(_, hash)| *hash)).await?;
         let signatures = paths::signatures_of(&mut tx, rows.iter().map(|row| &row.claim_id)).await?;
         let leaves = self.leaves_of(&mut tx, &proven, &signatures).await?;
         let replaces = resigning::last_signatures(&mut tx, rows.iter().map(|row| &row.id)).await?;
@@ -176,6 +247,10 @@ impl Service {
                 continue;
             }
             if !is_accounted(&row, standing, &proven, &leaves) {
+                // Once, though it may have several leaves.
+                if !place.is_last {
+                    continue;
+                }
                 refused += 1;
                 for one in standing.iter().filter(|one| is_own(&bench, &one.signature)) {
                     let subject = row.claim.path.base_name();
@@ -192,7 +267,8 @@ impl Service {
         resigning::insert_unlogged(&mut tx, bench.cache.id, &unlogged).await?;
         let count = new.len();
         let progress = Progress {
-            log_cursor: cursor,
+            log_cursor: place.log_cursor,
+            realisation_cursor: place.realisation_cursor.clone(),
             done: bench.rotation.progress.done + i64::try_from(count).unwrap_or(0),
             refused: bench.rotation.progress.refused + refused,
             ..bench.rotation.progress.clone()
@@ -242,7 +318,7 @@ impl Service {
         let found =
             resigning::realisations(&mut *self.inner.db.read().await?, rotation.cache, after, limit).await?;
         if found.is_empty() {
-            return Ok(Batch::Ended);
+            return self.resign_strays(rotation, "", limit).await;
         }
         restarting(|| self.resign_realisation_batch(rotation, &found)).await
     }
@@ -255,7 +331,7 @@ impl Service {
         let mut tx = self.inner.db.begin(Gate::Shared).await?;
         let Some(bench) = self.workbench(&mut tx, rotation).await? else { return Ok(Batch::Elsewhere) };
         let Some(signer) = bench.signer() else { return Ok(Batch::Elsewhere) };
-        let proven = self.proven_keys(&bench.keys, None)?;
+        let proven = self.proven_keys(&bench.keys, false)?;
         let outputs = self.outputs(&mut tx, &bench, found).await?;
         let (mut leaves, mut objects, mut unlogged) = (Vec::new(), Vec::new(), Vec::new());
         let (mut done, mut refused) = (0, 0);
@@ -372,10 +448,10 @@ pub(super) fn is_own(bench: &Workbench, signature: &Signature) -> bool {
 }
 
 /// The published ones of `rows` in the order in which they were found, each once.
-fn in_order(found: &[Unsigned], rows: Vec<PathRow>) -> Vec<PathRow> {
+fn in_order(found: &[(String, StorePathHash)], rows: Vec<PathRow>) -> Vec<PathRow> {
     let published = rows.into_iter().filter(|row| row.state == PathState::Published);
     let mut published: std::collections::HashMap<_, _> = published.map(|row| (row.id.clone(), row)).collect();
-    found.iter().filter_map(|row| published.remove(&row.path_id)).collect()
+    found.iter().filter_map(|(id, _)| published.remove(id)).collect()
 }
 
 pub(super) fn count_signatures(made: usize, refused: i64) {

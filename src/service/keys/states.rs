@@ -69,7 +69,13 @@ impl Service {
             self.begin_signing(call, &rotation).await?;
         }
         self.note_change().await;
-        self.key_of_cache(cache, name).await
+        let key = self.key_of_cache(cache, name).await?;
+        if !key.state.signs() {
+            return Err(
+                Conflict::State("its rotation was changed at the same time; look, and try again").into()
+            );
+        }
+        Ok(key)
     }
 
     /// Ends a key's signing. It is still to be trusted: what it signed keeps its signatures.
@@ -104,9 +110,15 @@ impl Service {
         if let Some(rotation) = due {
             self.retire_old(call, &rotation).await?;
         }
-        self.inner.keyring.forget(&id);
         self.note_change().await;
-        self.key_of_cache(cache, name).await
+        let key = self.key_of_cache(cache, name).await?;
+        if key.state.signs() {
+            let why = "paths came back without the new key's signature; they are signed first, which \
+                       `narvault key schedule` shows";
+            return Err(Conflict::State(why).into());
+        }
+        self.inner.keyring.forget(&id);
+        Ok(key)
     }
 
     /// Says that others may hold a key: it signs nothing from this call on, another one signs in its place, and what
@@ -158,12 +170,17 @@ impl Service {
         self.show_rotation(call, cache).await
     }
 
-    /// How many claims and realisations there are to look at after a compromise of this key.
+    /// How many claims and realisations there are to look at after a compromise of this key, and of those before it.
     async fn count_signed(&self, cache: &CacheName, name: &KeyName) -> Result<i64> {
         let mut connection = self.inner.db.read().await?;
         let cache = caches::by_name(&mut connection, cache).await?.ok_or(Error::NotFound("cache"))?;
-        let realisations = resigning::realisation_count(&mut connection, cache.id).await?;
-        Ok(realisations + resigning::signed_count(&mut connection, cache.id, name.as_str()).await?)
+        let mut count = resigning::realisation_count(&mut connection, cache.id).await?;
+        for row in signing_keys::of_cache(&mut connection, cache.id).await? {
+            if row.state == KeyState::Compromised || row.public_key.name() == name {
+                count += resigning::signed_count(&mut connection, cache.id, &row.key.label.name).await?;
+            }
+        }
+        Ok(count)
     }
 
     /// The key that signs in place of a compromised one: one that does already, or was published to be the next, or was

@@ -504,6 +504,23 @@ on_each_database! {
         assert_eq!(desk.drive().await.step, RotationStep::Done);
     }
 
+    async fn a_row_that_somebody_wrote_is_left_alone_and_holds_no_rotation_up(test: &TestDb) {
+        let desk = Desk::start(test).await;
+        desk.push_many(0..2).await;
+        let old = desk.only(KeyState::Active).await;
+        let planted = compromise::plant(&desk, &desk.row(&old).await, 77).await;
+        desk.rotate(RotationRequest::default()).await.unwrap();
+        desk.server.clock.advance_seconds(7 * DAY);
+
+        let rotation = desk.drive().await;
+
+        assert_eq!((rotation.step, rotation.progress.done, rotation.progress.refused), (RotationStep::Wait, 2, 1));
+        assert_eq!(rotation.steps.iter().filter(|step| step.step == RotationStep::Resign).count(), 1);
+        assert_eq!(desk.unlogged(&old).await, [("rows".to_owned(), planted)]);
+        desk.server.clock.advance_seconds(30 * DAY);
+        assert_eq!(desk.drive().await.step, RotationStep::Done);
+    }
+
     async fn idle_keys_are_wiped_on_every_replica(test: &TestDb) {
         let desk = Desk::start(test).await;
         let admin = desk.server.admin().await;

@@ -98,7 +98,7 @@ impl Service {
         Ok(wait)
     }
 
-    async fn lease_rotation(&self, row: &RotationRow) -> Result<bool> {
+    pub(super) async fn lease_rotation(&self, row: &RotationRow) -> Result<bool> {
         let now = self.inner.clock.now();
         let mut tx = self.inner.db.begin_lazy(Gate::Around).await?;
         let owner = &self.inner.lease_terms.owner;
@@ -180,21 +180,12 @@ impl Service {
     }
 
     /// Ends a step that has no key to change.
-    async fn go_on(&self, row: &RotationRow, next: RotationStep) -> Result<()> {
+    pub(super) async fn go_on(&self, row: &RotationRow, next: RotationStep) -> Result<()> {
         restarting(|| async {
             let now = self.inner.clock.now();
             let mut tx = self.inner.db.begin(Gate::Shared).await?;
             let Some(row) = locked(&mut tx, row).await? else { return Ok(()) };
-            let mut next = next;
-            let mut progress = self.progress_at(&mut tx, &row, next).await?;
-            // Published, or published again, by something that did not meet this batch: once more from the start.
-            if next != RotationStep::Abandoned
-                && row.step == RotationStep::Resign
-                && self.lacking(&mut tx, &row).await? > row.progress.refused
-            {
-                next = RotationStep::Resign;
-                progress = self.progress_at(&mut tx, &row, next).await?;
-            }
+            let progress = self.progress_at(&mut tx, &row, next).await?;
             key_rotations::go_on(&mut tx, &row, next, &progress, now).await?;
             // Replicas may remember narinfos as they were.
             epoch::advance(&mut tx).await?;
@@ -301,18 +292,19 @@ impl Service {
 
     /// Retires the old key at the end of the waiting, unless a path came back meanwhile without the new signature.
     pub(super) async fn retire_old(&self, call: &Call, row: &RotationRow) -> Result<()> {
+        // Before the gate, where a look at all paths would hold everybody up.
+        let (owed, lacking) = self.owed(row).await?;
+        if owed {
+            tracing::warn!(rotation = row.id, "paths lack the new key's signature; they are signed first");
+            return self.go_on(row, RotationStep::Resign).await;
+        }
         let retired = restarting(|| async {
             let now = self.inner.clock.now();
             let mut tx = self.inner.db.begin(Gate::Exclusive).await?;
             self.recheck_administrator(&mut tx, call, now).await?;
             let Some(row) = locked(&mut tx, row).await? else { return Ok(None) };
-            let lacking = self.lacking(&mut tx, &row).await?;
-            if lacking > row.progress.refused {
-                let step = RotationStep::Resign;
-                let progress = self.progress_at(&mut tx, &row, step).await?;
-                key_rotations::go_on(&mut tx, &row, step, &progress, now).await?;
-                tx.commit().await?;
-                tracing::warn!(paths = lacking, "paths lack the new key's signature; they are signed first");
+            // One more came in between: at the next look it is among them.
+            if self.lacking(&mut tx, &row).await? > lacking {
                 return Ok(None);
             }
             let Some(bench) = self.change_bench(&mut tx, row, now).await? else { return Ok(None) };

@@ -14,7 +14,7 @@ fn stolen(desk: &Desk, key: &KeyRow, fingerprint: &str) -> Signature {
 }
 
 /// Writes a path that nobody pushed into the database, with such a signature.
-async fn plant(desk: &Desk, key: &KeyRow, number: u64) -> String {
+pub(super) async fn plant(desk: &Desk, key: &KeyRow, number: u64) -> String {
     let mut tx = desk.service().inner.db.begin(Gate::Exclusive).await.unwrap();
     let cache = caches::by_name(&mut tx, &main()).await.unwrap().unwrap();
     let claim_id = crate::db::testing::published_path(&mut tx, cache.id, number, 100).await;
@@ -150,6 +150,51 @@ on_each_database! {
 
         assert_eq!(desk.unlogged(&old).await, []);
         assert_eq!(desk.signers(&sample).await, names(&[&desk.only(KeyState::Active).await]));
+    }
+
+    async fn a_second_compromise_sees_to_the_first_one_as_well(test: &TestDb) {
+        let desk = Desk::start(test).await;
+        let mut samples = desk.push_many(0..3).await;
+        let first = desk.only(KeyState::Active).await;
+        compromise(&desk, &first).await.unwrap();
+        let second = desk.only(KeyState::Active).await;
+        samples.extend(desk.push_many(3..5).await);
+
+        // Both were in the same stolen copy, and nothing of the first one was done yet.
+        compromise(&desk, &second).await.unwrap();
+        let third = desk.only(KeyState::Active).await;
+        assert_eq!(desk.drive().await.step, RotationStep::Done);
+
+        for sample in &samples {
+            assert_eq!(desk.signers(sample).await, names(&[&third]));
+        }
+        let admin = desk.server.admin().await;
+        for stolen in [&first, &second] {
+            assert_eq!(desk.unlogged(stolen).await, []);
+            desk.service().destroy_key(&admin, &main(), stolen).await.unwrap();
+        }
+    }
+
+    async fn a_path_that_lost_its_only_signature_is_not_restored_without_one(test: &TestDb) {
+        let desk = Desk::start(test).await;
+        let sample = desk.push_many(0..1).await.remove(0);
+        let base_name = sample.path.base_name().to_owned();
+        let (service, admin) = (desk.service(), desk.server.admin().await);
+        let taken = crate::service::QuarantineRequest {
+            since: None,
+            reason: "an exercise".to_owned(),
+            dependents: false,
+            keep_issued: false,
+        };
+        let target = crate::service::TakedownTarget::Contributor("ci".parse().unwrap());
+        service.quarantine(&admin, &target, &taken).await.unwrap();
+        assert_eq!(state(&desk, &base_name).await, PathState::Withdrawn);
+        compromise(&desk, &desk.only(KeyState::Active).await).await.unwrap();
+        assert_eq!(desk.drive().await.step, RotationStep::Done);
+
+        service.restore(&admin, &target, "it was one").await.unwrap();
+
+        assert_eq!(state(&desk, &base_name).await, PathState::Withdrawn);
     }
 
     async fn the_next_key_or_the_old_one_takes_the_place(test: &TestDb) {
