@@ -5,7 +5,7 @@
 //!
 //! | what | bytes |
 //! |---|---|
-//! | parts, and files of 4 MiB or more, that are made or under way: [`PARTS_AT_ONCE`] of 16 MiB | 64 MiB |
+//! | parts, and files of 4 MiB or more, that are made or under way: [`PARTS_AT_ONCE`] of 16 MiB | 48 MiB |
 //! | smaller files that wait for a batch, and batches under way: [`HELD_BYTES_MAX`] | 8 MiB |
 //! | one NAR of 32 MiB or more, by up to four threads: at most 7 jobs read, 6 made, of 2 MiB each, and tables | 32 MiB |
 //! | each other NAR that is made: buffers, the compressor (zstd up to level 3: 4 MiB; xz 6: 94 MiB) | about 6 MiB |
@@ -29,8 +29,8 @@ use crate::api::{PUBLISH_PATHS_MAX, Refused};
 use crate::nix::claim::Claim;
 use crate::nix::hash::NarHash;
 
-/// Parts that are made or under way at once: two fill while one travels and one is verified.
-const PARTS_AT_ONCE: usize = 4;
+/// Parts that are made or under way at once: one fills while one travels and one is verified.
+const PARTS_AT_ONCE: usize = 3;
 
 /// Bytes of smaller files that wait or are under way: two batches of those that are worth sending.
 const HELD_BYTES_MAX: usize = 8 * 1024 * 1024;
