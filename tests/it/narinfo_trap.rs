@@ -171,6 +171,35 @@ async fn a_path_that_was_deleted_is_found_and_comes_back_with_refresh() {
     server.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_path_that_was_withdrawn_is_found_and_pulled_again_once_it_is_restored() {
+    let server = server().await;
+    for nix in Nix::generations().await {
+        let mut machine = machine(&nix, &server).await;
+        machine.set("extra-substituters", &server.pull_url("main"));
+        let path = built(&machine, "withdrawn").await;
+        let pull_url = server.pull_url("main");
+        machine.push(&server.push_url("main"), &[&path]).await.success();
+        pull(&machine, &pull_url, &path, &[]).await.success();
+        let withdraw = ["path", "quarantine", "main", &path, "--reason", "a doubt", "--yes"];
+        let withdrawn = server.narvault(withdraw).await;
+        assert_eq!(withdrawn.code, Some(0), "{}", withdrawn.stderr);
+
+        let trapped = pull(&machine, &pull_url, &path, &[]).await;
+        let gone = doctor(&machine, &server, &[]).await;
+        let restore = ["path", "restore", "main", &path, "--reason", "none is left"];
+        let restored = server.narvault(restore).await;
+
+        assert!(!trapped.succeeded, "Nix {}", nix.version);
+        found(&gone, &["memory", hash_part(&path), "was taken out"]);
+        assert_eq!(restored.code, Some(0), "{}", restored.stderr);
+        // What is remembered is true again: there is no trap on the way back.
+        pull(&machine, &pull_url, &path, &[]).await.success();
+        assert_eq!(doctor(&machine, &server, &[]).await, [] as [&str; 0], "{}", nix.version);
+    }
+    server.stop().await;
+}
+
 async fn signatures(server: &TestServer, path: &str) -> usize {
     let narinfo = server.http().get(&format!("/main/{}.narinfo", hash_part(path))).await;
     lines(narinfo.assert_status(200).text(), "Sig").len()
