@@ -4,35 +4,21 @@
 //! folder for temporary files, if none is named) with `synchronous = FULL`; objects lie in memory, so that storage is out
 //! of the picture. Between the rounds one connection commits an UPDATE of one row as fast as it can, on the same disk.
 
-use std::convert::Infallible;
-use std::error::Error;
+mod support;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use bytes::Bytes;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use narvault::access::{Caller, Credential, TokenText};
-use narvault::db::{Db, DbSettings};
-use narvault::nix::compression::{NarExtension, NarFileName};
-use narvault::nix::hash::{FileHash, Sha256Digest};
-use narvault::nix::nar::build::Node;
-use narvault::nix::store_path::StorePath;
-use narvault::service::measure::MeasureLimits;
-use narvault::service::{
-    Call, ContributorKind, FIRST_CACHE, KeyLimits, Limits, Liveness, OpenSettings, Origin, Service,
-    TokenRequest, VaultSettings,
-};
-use narvault::storage::{DiskSettings, Settings, Storage};
-use narvault::time::Clock;
+use narvault::service::{Call, KeyLimits, Service};
 use sqlx::Connection as _;
+use support::{Failure, Sample};
 
 const PUBLISHERS: u64 = 16;
 const PATHS_EACH: u64 = 200;
 const ROUNDS: u64 = 5;
 const COMMITS: u64 = 2000;
-
-type Failure = Box<dyn Error + Send + Sync>;
 
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
@@ -43,15 +29,18 @@ async fn main() -> Result<(), Failure> {
     let figures = recorder.handle();
     metrics::set_global_recorder(recorder)?;
 
-    let (service, admin) = open(folder.path(), memory.path()).await?;
+    let (service, claim) = support::open(folder.path(), memory.path(), KeyLimits::default()).await?;
+    service.start_background();
+    let admin = support::call(&service, &support::claim(&service, claim).await?).await?;
     let mut publishers = Vec::new();
     for number in 0..PUBLISHERS {
-        publishers.push(publisher(&service, &admin, number).await?);
+        publishers.push(support::pusher(&service, &admin, &format!("ci-{number}")).await?);
     }
     println!("{PUBLISHERS} publishers, {PATHS_EACH} paths each a round; a second:");
     println!("bare commits   publications   ratio   log's share");
     for round in 0..ROUNDS {
-        let samples: Vec<_> = (0..PUBLISHERS * PATHS_EACH).map(|at| Sample::new(round, at)).collect();
+        let samples = (0..PUBLISHERS * PATHS_EACH).map(|at| Sample::new(&format!("{round} {at}")));
+        let samples = samples.collect::<Result<Vec<_>, _>>()?;
         put_nars(&service, &publishers, &samples).await?;
         let bare = bare_commits(folder.path()).await?;
         let (all, log) = (seconds(&figures, "publish_transaction"), seconds(&figures, "log_append"));
@@ -64,90 +53,9 @@ async fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// A service after its first start, and the admin.
-async fn open(folder: &Path, memory: &Path) -> Result<(Service, Call), Failure> {
-    let db = Db::open(&DbSettings::Sqlite { path: folder.join("narvault.sqlite") }).await?;
-    let disk = Settings::Disk(DiskSettings { root: memory.join("storage") });
-    let storage = Storage::open(disk, uuid::Uuid::now_v7()).await?;
-    let vault = VaultSettings { default_key_file: folder.join("vault.key"), ..VaultSettings::default() };
-    let limits = Limits {
-        measure: MeasureLimits::default(),
-        narinfo_size_bytes_max: 1 << 20,
-        auxiliary_size_bytes_max: 1 << 20,
-        upload_memory_bytes: 1 << 30,
-        uploads_per_token: 8,
-        admission_wait: Duration::from_secs(60),
-        upload_min_bytes_per_second: 1,
-        unpublished_max: Duration::from_secs(3600),
-        upload_session: Duration::from_secs(3600),
-        direct_parts: false,
-        withdrawn_max: Duration::from_secs(3600),
-        narinfo_memory_bytes: 1 << 20,
-        keys: KeyLimits::default(),
-    };
-    let settings = OpenSettings {
-        db,
-        storage,
-        clock: Clock::System,
-        limits,
-        vault,
-        webhooks: narvault::webhook::Allowed::default(),
-        witnesses: Vec::new(),
-        backups: None,
-        rate_per_minute: 10,
-    };
-    let (service, first) = Service::open(settings).await?;
-    service.start_background();
-    let nobody = Call { caller: Caller::Anonymous, origin: Origin::default() };
-    let claim = first.ok_or("the folder is not empty")?.claim;
-    let token = service.claim_admin(&nobody, claim.expose()).await?.text;
-    let admin = call(&service, &token).await?;
-    Ok((service, admin))
-}
-
-async fn call(service: &Service, token: &TokenText) -> Result<Call, Failure> {
-    let caller = service.authenticate(&Credential::Token(token.clone()), Liveness::Recent).await?;
-    Ok(Call { caller, origin: Origin::default() })
-}
-
-async fn publisher(service: &Service, admin: &Call, number: u64) -> Result<Call, Failure> {
-    let name = format!("ci-{number}").parse()?;
-    service.create_contributor(admin, &name, ContributorKind::Ci, None).await?;
-    let scopes = format!("push:{FIRST_CACHE}").parse()?;
-    let request = TokenRequest { contributor: name, scopes, lifetime_seconds: None, note: None };
-    call(service, &service.issue_token(admin, &request).await?.text).await
-}
-
-/// A path of one small file.
-struct Sample {
-    path: StorePath,
-    file: NarFileName,
-    nar: Bytes,
-    narinfo: String,
-}
-
-impl Sample {
-    fn new(round: u64, number: u64) -> Self {
-        let name = Sha256Digest::of(format!("{round} {number}").as_bytes()).base32();
-        let path = StorePath::from_base_name(&format!("{}-tiny", &name[..32])).expect("a store path's name");
-        let nar = Bytes::from(Node::file(name.as_str()).to_nar());
-        let digest = Sha256Digest::of(&nar);
-        let file = NarFileName { hash: FileHash(digest), extension: NarExtension::Nar };
-        let narinfo = format!(
-            "StorePath: {path}\nURL: nar/{file}\nCompression: none\nNarHash: sha256:{}\nNarSize: {}\nReferences: \n",
-            digest.base32(),
-            nar.len()
-        );
-        Self { path, file, nar, narinfo }
-    }
-}
-
 async fn put_nars(service: &Service, publishers: &[Call], samples: &[Sample]) -> Result<(), Failure> {
-    let cache = FIRST_CACHE.parse()?;
     for (at, sample) in samples.iter().enumerate() {
-        let body = futures_util::stream::iter([Ok::<_, Infallible>(sample.nar.clone())]);
-        let call = &publishers[at % publishers.len()];
-        service.put_nar(call, &cache, sample.file, Some(sample.nar.len() as u64), body).await?;
+        sample.put_nar(service, &publishers[at % publishers.len()]).await?;
     }
     Ok(())
 }
@@ -160,9 +68,8 @@ async fn publish(service: &Service, publishers: &[Call], samples: Vec<Sample>) -
     for (first, call) in publishers.iter().cloned().enumerate() {
         let (service, samples, step) = (service.clone(), Arc::clone(&samples), publishers.len());
         tasks.spawn(async move {
-            let cache = FIRST_CACHE.parse()?;
             for sample in samples.iter().skip(first).step_by(step) {
-                service.put_narinfo(&call, &cache, sample.path.hash(), sample.narinfo.as_bytes()).await?;
+                sample.put_narinfo(&service, &call).await?;
             }
             Ok::<_, Failure>(())
         });
