@@ -3,25 +3,12 @@
 use std::time::Duration;
 
 use narvault::api::PathDelete;
-use narvault::storage::{ObjectKey, Storage};
 use serde_json::{Value, json};
 
 use crate::support::client::TestPath;
 use crate::support::server::{Ended, Site, TestServer, on_each_backend};
+use crate::support::storage::{key, narinfo, read};
 use crate::support::until;
-
-fn key(object: &str) -> ObjectKey {
-    object.parse().unwrap()
-}
-
-async fn read(storage: &Storage, object: &str) -> String {
-    let bytes = storage.read(&key(object), 1 << 20).await.unwrap().unwrap();
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-fn narinfo(cache: &str, path: &TestPath) -> String {
-    format!("{cache}/{}.narinfo", path.hash())
-}
 
 /// The bucket, or the folder, that a server keeps everything in.
 fn place(site: &Site) -> String {

@@ -1,10 +1,10 @@
 //! `narvault storage scrub` finds whatever somebody wrote past the server: into the bucket, or into the database.
 
-use narvault::storage::{ObjectKey, Storage};
 use serde_json::Value;
 
 use crate::support::client::TestPath;
 use crate::support::server::{Ended, Site, TestServer, on_each_backend};
+use crate::support::storage::{key, narinfo, read};
 use crate::support::until;
 
 /// Kind and subject of everything that is found, in order.
@@ -24,19 +24,6 @@ async fn scrubbed(site: &Site, deep: bool) -> (Vec<(String, String)>, Value) {
     findings.sort();
     assert_eq!(ended.code, Some(if findings.is_empty() { 0 } else { 4 }), "{ended:?}");
     (findings, answer)
-}
-
-fn key(object: &str) -> ObjectKey {
-    object.parse().unwrap()
-}
-
-async fn read(storage: &Storage, object: &str) -> String {
-    let bytes = storage.read(&key(object), 1 << 20).await.unwrap().unwrap();
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-fn narinfo(cache: &str, path: &TestPath) -> String {
-    format!("{cache}/{}.narinfo", path.hash())
 }
 
 /// A server with a public and a private cache, whose signatures are all in the published log.

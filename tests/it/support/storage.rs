@@ -4,11 +4,28 @@
 use std::ops::Deref;
 use std::path::PathBuf;
 
-use narvault::storage::{Credentials, DiskSettings, Prefix, S3Settings, Settings, Storage};
+use narvault::storage::{Credentials, DiskSettings, ObjectKey, Prefix, S3Settings, Settings, Storage};
 use tempfile::TempDir;
 use uuid::Uuid;
 
+use super::client::TestPath;
 use super::s3::S3Server;
+
+/// An object by its name.
+pub fn key(object: &str) -> ObjectKey {
+    object.parse().unwrap()
+}
+
+/// A small object that is there, as text.
+pub async fn read(storage: &Storage, object: &str) -> String {
+    let bytes = storage.read(&key(object), 1 << 20).await.unwrap().unwrap();
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// The object of a path's narinfo.
+pub fn narinfo(cache: &str, path: &TestPath) -> String {
+    format!("{cache}/{}.narinfo", path.hash())
+}
 
 /// Runs each test on every kind of storage.
 macro_rules! on_each_storage {
