@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use crate::db::Tx;
+use crate::db::Connection;
 use crate::db::paths::{PathRow, SignatureRow};
 use crate::db::resigning;
 use crate::db::signing_keys::{KeyRow, KeyState};
@@ -54,12 +54,12 @@ impl Service {
     /// The leaves that may account for the signatures on these paths.
     pub(super) async fn leaves_of(
         &self,
-        tx: &mut Tx,
+        connection: &mut Connection,
         proven: &Proven,
         signatures: &HashMap<String, Vec<SignatureRow>>,
     ) -> Result<HashMap<i64, String>> {
         let rows = signatures.values().flatten().filter(|row| proven.has(&row.signature));
-        Ok(resigning::leaves_at(tx, rows.filter_map(|row| row.leaf)).await?)
+        Ok(resigning::leaves_at(connection, rows.filter_map(|row| row.leaf)).await?)
     }
 }
 

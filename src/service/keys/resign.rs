@@ -192,22 +192,29 @@ impl Service {
     /// lack it in all.
     pub(super) async fn owed(&self, rotation: &RotationRow) -> Result<(bool, i64)> {
         let limit = self.batch_size();
-        let (mut after, mut count) = (String::new(), 0);
+        let mut connection = self.inner.db.read().await?;
+        let keys = signing_keys::of_cache(&mut connection, rotation.cache).await?;
+        let new = keys.iter().find(|row| Some(&row.key.label.id) == rotation.new_key.as_ref());
+        let Some(new) = new.map(|row| &row.key.label.name) else { return Ok((false, 0)) };
+        let (mut proven, mut after, mut count) = (None, String::new(), 0);
         loop {
-            let mut tx = self.inner.db.begin(Gate::Around).await?;
-            let keys = signing_keys::of_cache(&mut tx, rotation.cache).await?;
-            let Some(key) = self.new_key_name(&mut tx, rotation).await? else { return Ok((false, count)) };
-            let found = resigning::lacking(&mut tx, rotation.cache, &key, &after, limit).await?;
+            let found = resigning::lacking(&mut connection, rotation.cache, new, &after, limit).await?;
             let Some((last, _)) = found.last() else { return Ok((false, count)) };
             after.clone_from(last);
             count += i64::try_from(found.len()).unwrap_or(0);
-            let proven = self.proven_keys(&keys, false)?;
-            let rows = paths::find_all(&mut tx, rotation.cache, found.iter().map(|(_, hash)| *hash)).await?;
-            let signatures = paths::signatures_of(&mut tx, rows.iter().map(|row| &row.claim_id)).await?;
-            let leaves = self.leaves_of(&mut tx, &proven, &signatures).await?;
+            // Needs the vault, which a rotation that owes nothing does without.
+            if proven.is_none() {
+                proven = Some(self.proven_keys(&keys, false)?);
+            }
+            let Some(proven) = &proven else { return Ok((false, count)) };
+            let hashes = found.iter().map(|(_, hash)| *hash);
+            let rows = paths::find_all(&mut connection, rotation.cache, hashes).await?;
+            let claims = rows.iter().map(|row| &row.claim_id);
+            let signatures = paths::signatures_of(&mut connection, claims).await?;
+            let leaves = self.leaves_of(&mut connection, proven, &signatures).await?;
             let standing =
                 |row: &PathRow| signatures.get(&row.claim_id).map(Vec::as_slice).unwrap_or_default();
-            if rows.iter().any(|row| is_accounted(row, standing(row), &proven, &leaves)) {
+            if rows.iter().any(|row| is_accounted(row, standing(row), proven, &leaves)) {
                 return Ok((true, count));
             }
         }
