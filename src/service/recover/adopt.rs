@@ -243,17 +243,18 @@ impl Service {
             });
             let now = self.inner.clock.now();
             let mut tx = self.inner.db.begin(Gate::Exclusive).await?;
+            let mut hashes = Vec::new();
             for row in absent {
                 let (from, to) = (PathState::Published, PathState::Withdrawn);
                 if paths::change_state(&mut tx, &row.id, from, to, now).await? {
-                    let path = StorePath::from_base_name(&row.store_path).map(|path| path.hash());
-                    let path = paths::find_all(&mut tx, cache.id, path).await?;
-                    takedown::hide(&mut tx, cache, &path.iter().collect::<Vec<_>>(), now).await?;
-                    for path in &path {
-                        self.hold_path(&mut tx, said, cache, path, None, now).await?;
-                    }
+                    hashes.extend(StorePath::from_base_name(&row.store_path).map(|path| path.hash()));
                     said.recovery.paths_withdrawn += 1;
                 }
+            }
+            let gone = paths::find_all(&mut tx, cache.id, hashes).await?;
+            takedown::hide(&mut tx, cache, &gone.iter().collect::<Vec<_>>(), now).await?;
+            for path in &gone {
+                self.hold_path(&mut tx, said, cache, path, None, now).await?;
             }
             tx.commit().await?;
         }

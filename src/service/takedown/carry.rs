@@ -362,6 +362,9 @@ pub(in crate::service) async fn hide(
     rows: &[&PathRow],
     now: Timestamp,
 ) -> Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
     let mut release = Release::by_worker(cache, now);
     release_paths(tx, &mut release, rows).await?;
     let mut belongs = Vec::new();
