@@ -39,7 +39,8 @@
 //! - In `service` one function reaches the key of a cache, `service::sign`. Three call it: `service::publish`, for a
 //!   `Verified`, which only a comparison with measured values makes, `service::realisations`, for an output that is
 //!   published, and `service::keys`, which signs again what a leaf of the log accounts for.
-//! - No network or storage call happens inside a transaction. Rows are the truth; storage follows through the outbox.
+//! - No network or storage call happens inside a transaction, but for the snapshot of a backup, which only reads. Rows are
+//!   the truth; storage follows through the outbox.
 //! - Whatever signs, mints or records evidence passes the gate shared, as the first statement of its transaction;
 //!   whatever revokes, suspends, quarantines, restores, deletes or seals passes it exclusive; bookkeeping that neither depends on rights nor
 //!   changes them goes around it ([`db::Gate`]). The log's row is locked last.
