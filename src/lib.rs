@@ -28,6 +28,7 @@
 //! | [`api`] | the JSON of `/api/v1` | `nix tlog` |
 //! | [`nix`] | formats: base 32, hashes, store paths, NAR, narinfo, signatures | – |
 //! | [`tlog`] | the signature log as values: leaves, Merkle tree, proofs, tiles, signed checkpoints | – |
+//! | [`heap`] | what the allocator keeps of memory that was given back | – |
 //! | [`time`] | the clock | – |
 //!
 //! # Invariants
@@ -99,6 +100,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod db;
+pub mod heap;
 pub mod http;
 pub mod nix;
 pub mod queue;

@@ -17,6 +17,7 @@ use super::failure::{Exit, Failure};
 use super::output::{Printer, to_stderr};
 use super::text::{plain, size};
 use crate::client::push::{Event, LocalStore, Packing, PushError, PushOptions, Report, push};
+use crate::heap;
 use crate::nix::compression::Compression;
 
 /// Push store paths, with all that they refer to, to a cache
@@ -98,6 +99,7 @@ pub async fn run(args: PushArgs, context: &Context) -> Result<(), Failure> {
         paths.extend(paths_from_stdin()?);
     }
     let client = context.client()?;
+    heap::give_large_blocks_back();
     let teller = Teller::new(context.printer, args.dry_run);
     let result = push(&client, &args.cache, &paths, &options, &|event| teller.tell(&event)).await;
     teller.end();

@@ -9,6 +9,7 @@ use super::Context;
 use super::failure::Failure;
 use crate::client::push::{PushError, PushOptions, push};
 use crate::client::{Client, ErrorKind};
+use crate::heap;
 use crate::nix::store_path::StorePath;
 use crate::watch::{Failed, Fault, Whose};
 
@@ -24,6 +25,7 @@ impl<'a> Pusher<'a> {
     pub fn new(context: &'a Context, options: PushOptions) -> Result<Self, Failure> {
         let client = context.client()?;
         client.require_token()?;
+        heap::give_large_blocks_back();
         Ok(Self { context, options, client: RefCell::new(client) })
     }
 

@@ -1,7 +1,7 @@
 //! Where secrets lie: one locked page for each, left out of core dumps and of forked children, wiped when dropped.
 //!
 //! Never locks more than those pages: `mlockall` would make every buffer of every upload count (OpenBao's mistake).
-//! The only file of the crate with `unsafe` code.
+//! With one call in `heap` the only `unsafe` code of the crate.
 
 #![expect(unsafe_code, reason = "mapping, locking and unmapping pages are system calls on raw addresses")]
 

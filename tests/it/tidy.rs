@@ -14,6 +14,7 @@ use self::source::{Kind, Source, root};
 const ARROWS: &[(&str, &[&str])] = &[
     ("nix", &[]),
     ("tlog", &[]),
+    ("heap", &[]),
     ("time", &[]),
     ("api", &["nix", "tlog"]),
     ("access", &["time"]),
@@ -57,7 +58,7 @@ const HOMES: &[(&str, &[&str], &str)] = &[
     ("SigningKey", &["vault"], "only `vault/` sees a private key in clear"),
     ("clap", &["cli", "config", "main"], "the command line is parsed only in `cli/`"),
     ("anyhow", &["cli", "client", "main"], "a layer has an error enum of its own"),
-    ("unsafe", &["vault"], "unsafe code stands in one file of `vault/` only"),
+    ("unsafe", &["vault", "heap"], "unsafe code stands in one file of `vault/` and in `heap` only"),
 ];
 
 /// Layers of plain values: no I/O, no async, no clock.
