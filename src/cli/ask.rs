@@ -9,6 +9,7 @@ use std::path::Path;
 use secrecy::SecretString;
 
 use super::failure::{Exit, Failure};
+use super::hardening::harden;
 use super::output::to_stderr;
 
 /// What happens without a terminal and without `--yes`.
@@ -47,6 +48,7 @@ pub fn confirm(question: &str, yes: bool, unattended: Unattended) -> Result<(), 
 
 /// A secret typed at a terminal, without echo.
 pub fn prompt_secret(question: &str) -> Result<SecretString, Failure> {
+    harden()?;
     let text = rpassword::prompt_password(format!("{question}: "))
         .map_err(|error| Failure::caused("cannot read from the terminal".into(), error))?;
     Ok(text.trim().into())
@@ -54,12 +56,14 @@ pub fn prompt_secret(question: &str) -> Result<SecretString, Failure> {
 
 /// A secret of one line on stdin, without the space around it.
 pub fn secret_from_stdin(what: &str) -> Result<SecretString, Failure> {
+    harden()?;
     let text = read_secret(io::stdin().lock(), what)?;
     Ok(text.trim().into())
 }
 
 /// A secret from a file, or from stdin if that is `-`, with one line break at the end dropped.
 pub fn secret_from_file(path: &Path, what: &str) -> Result<SecretString, Failure> {
+    harden()?;
     let text = if path == Path::new("-") {
         read_secret(io::stdin().lock(), what)?
     } else {

@@ -14,12 +14,12 @@ use serde::Serialize;
 pub use self::source::SourceArgs;
 use super::Context;
 use super::failure::{Exit, Failure};
+use super::hardening::harden;
 use super::host::{HostArgs, SecretArgs, told};
 use super::text::{Fields, Table, moment, size};
 use crate::service::{
     BackupError, BackupReport, BackupTarget, Call, TableCount, WrittenBackup, list_backups, verify_backup,
 };
-use crate::vault::memory::harden_process;
 use crate::vault::random;
 use crate::vault::root::UnlockError;
 
@@ -105,8 +105,7 @@ struct ListedBackup {
 }
 
 pub async fn run(args: BackupArgs, context: &Context) -> Result<(), Failure> {
-    harden_process()
-        .map_err(|error| Failure::caused("cannot keep secrets out of core dumps".into(), error))?;
+    harden()?;
     match args.command {
         Some(BackupCommand::Verify(args)) => verify(args, context).await,
         Some(BackupCommand::List(args)) => list(args, context).await,

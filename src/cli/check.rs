@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::Context;
 use super::failure::{Exit, Failure};
+use super::hardening::harden;
 use crate::config::{Config, Flags};
 use report::Report;
 
@@ -35,8 +36,7 @@ pub async fn run(args: CheckArgs, context: &Context) -> Result<(), Failure> {
     if args.ready {
         return ready(context).await;
     }
-    crate::vault::memory::harden_process()
-        .map_err(|error| Failure::caused("cannot keep secrets out of core dumps".into(), error))?;
+    harden()?;
     let data = args.data.map(|path| path.to_string_lossy().into_owned());
     let mut report = Report::default();
     look(&mut report, &Flags { config: args.config, data, listen: None }, context).await;

@@ -21,6 +21,7 @@ use self::packages::{Package, Packages};
 use self::wire::Wire;
 use super::failure::{Exit, Failure};
 use super::folder::TemporaryFolder;
+use super::hardening::harden;
 use super::output::Printer;
 use super::server::Server;
 use super::{Context, logging};
@@ -47,8 +48,7 @@ pub async fn run(args: DemoArgs, context: &Context) -> Result<(), Failure> {
     if variable("RUST_LOG").is_some() {
         logging::set_up(LogFormat::Text);
     }
-    crate::vault::memory::harden_process()
-        .map_err(|error| Failure::caused("cannot keep secrets out of core dumps".into(), error))?;
+    harden()?;
     crate::vault::random::check()
         .map_err(|error| Failure::caused("there is no source of randomness".into(), error))?;
     let failed = |error| Failure::caused("cannot wait for signals".into(), error);

@@ -10,6 +10,7 @@ use secrecy::ExposeSecret as _;
 
 use super::ask;
 use super::failure::{Exit, Failure};
+use super::hardening::harden;
 use super::{Context, serve, server};
 use crate::config::{Config, DatabaseUrl, Flags, Vault};
 use crate::service::Service;
@@ -36,6 +37,7 @@ impl HostArgs {
     /// The configuration, and a service that neither listens nor works in the background. Refuses where there is no
     /// database: these commands never make one.
     pub async fn open(self, context: &Context) -> Result<(Config, Service), Failure> {
+        harden()?;
         let config = self.load()?;
         if let DatabaseUrl::Sqlite(path) = &config.database.url
             && !path.exists()

@@ -18,6 +18,7 @@ mod demo;
 mod doctor;
 mod failure;
 mod folder;
+mod hardening;
 mod hook;
 mod host;
 mod key;

@@ -8,12 +8,12 @@ use serde::Serialize;
 use super::Context;
 use super::backup::{SourceArgs, refused};
 use super::failure::Failure;
+use super::hardening::harden;
 use super::host::{HostArgs, SecretArgs, told};
 use super::server;
 use super::text::moment;
 use crate::db::Db;
 use crate::service::verify_backup;
-use crate::vault::memory::harden_process;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  narvault restore narvault.backup --config /etc/narvault/narvault.toml")]
@@ -36,8 +36,7 @@ struct Restored {
 }
 
 pub async fn run(args: RestoreArgs, context: &Context) -> Result<(), Failure> {
-    harden_process()
-        .map_err(|error| Failure::caused("cannot keep secrets out of core dumps".into(), error))?;
+    harden()?;
     let config = args.host.load()?;
     let source = args.source.find(&config).await?;
     let secret = args.secret.read(&config)?;

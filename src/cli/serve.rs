@@ -7,6 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::Context;
 use super::failure::{Exit, Failure};
+use super::hardening::harden;
 use super::logging;
 use super::server::Server;
 use crate::access::ClaimSecret;
@@ -32,8 +33,7 @@ pub async fn run(args: ServeArgs, context: &Context) -> Result<(), Failure> {
     let config = load(Flags { config: args.config, data, listen: args.listen })?;
     logging::set_up(config.log.format);
     // Before anything reads a secret.
-    crate::vault::memory::harden_process()
-        .map_err(|error| Failure::caused("cannot keep secrets out of core dumps".into(), error))?;
+    harden()?;
     crate::vault::random::check()
         .map_err(|error| Failure::caused("there is no source of randomness".into(), error))?;
     // Before the server listens: a signal that comes while it starts must not kill it halfway.

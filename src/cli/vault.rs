@@ -11,6 +11,7 @@ use secrecy::ExposeSecret;
 use super::Context;
 use super::ask::{self, Unattended};
 use super::failure::{Exit, Failure};
+use super::hardening::harden;
 use super::text::{Fields, moment};
 use crate::api::{SlotCreate, SlotView, UnsealRequest, VaultView};
 use crate::vault::KeyFile;
@@ -81,6 +82,7 @@ pub struct SealArgs {
 }
 
 pub async fn run(command: VaultCommand, context: &Context) -> Result<(), Failure> {
+    harden()?;
     let client = context.client()?;
     let vault = match command {
         VaultCommand::Slot(SlotCommand::Add(args)) => {

@@ -1,6 +1,7 @@
 //! What must not be read by others is nowhere but where it belongs: not in files, logs, answers, or the process.
 
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use data_encoding::{BASE64, BASE64URL_NOPAD, HEXLOWER, HEXUPPER};
 use narvault::api::{ClaimRequest, KeyCreate, RevokeRequest, TokenRenew, UnsealRequest};
@@ -10,6 +11,7 @@ use serde_json::json;
 
 use crate::support::client::{Answer, Http, TestPath};
 use crate::support::server::{Backend, Process, Site};
+use crate::support::until;
 
 /// Made with `nix key generate-secret --key-name imported-1`, for nothing else.
 const SEED: [u8; 32] = *b"a seed that nobody may ever see!";
@@ -253,4 +255,39 @@ async fn with_a_passphrase_no_secret_is_anywhere() {
 
     assert!(!site.data().join("vault.key").exists());
     nowhere(&site, process, &secrets, None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_is_handed_a_secret_leaves_no_core() {
+    let home = tempfile::tempdir().unwrap();
+    let url = "http://127.0.0.1:9";
+    for line in [
+        "key import main --file -",
+        "vault slot add --passphrase-file -",
+        "vault unseal --passphrase-file -",
+        &format!("login {url} --claim-stdin"),
+    ] {
+        let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_narvault"))
+            .args(line.split(' '))
+            .env("HOME", home.path())
+            .env("NARVAULT_URL", url)
+            .env("NARVAULT_TOKEN", "nvt_none")
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let limits = PathBuf::from(format!("/proc/{}/limits", child.id().unwrap()));
+
+        // It waits for the secret, and has seen to that before.
+        until(line, async || {
+            let limits = std::fs::read_to_string(&limits).ok()?;
+            let core = limits.lines().find(|line| line.starts_with("Max core file size"))?;
+            (core.split_whitespace().skip(4).collect::<Vec<_>>() == ["0", "0", "bytes"]).then_some(())
+        })
+        .await;
+
+        drop(child.stdin.take());
+        assert!(!child.wait().await.unwrap().success(), "{line}");
+    }
 }
