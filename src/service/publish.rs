@@ -283,7 +283,7 @@ impl Service {
     }
 
     /// The keys whose signatures count in this cache: its upstreams' and the contributors'.
-    async fn foreign_keys(
+    pub(super) async fn foreign_keys(
         &self,
         connection: &mut Connection,
         cache: &CacheRow,

@@ -6,22 +6,20 @@
 use std::collections::{HashMap, HashSet};
 
 use super::accounted::is_accounted;
-use super::resign::{Batch, NewSignatures, Workbench, count_signatures, is_own, parsed};
+use super::resign::{Batch, NewSignatures, Workbench, count_signatures, parsed};
 use super::worker::LEASE_MILLIS;
+use crate::db::evidence::Source;
 use crate::db::key_rotations::{self, Progress, RotationRow, RotationStep};
 use crate::db::log::LeafRow;
 use crate::db::paths::{self, PathRow, PathState, SignatureRow};
-use crate::db::resigning::{self, RealisationRow, SignedClaim};
+use crate::db::resigning::{self, RealisationRow, SignedClaim, UnloggedRow};
 use crate::db::signing_keys::{KeyRow, KeyState};
 use crate::db::{Gate, Tx, epoch, restarting};
-use crate::nix::signature::Signature;
+use crate::nix::signature::{PublicKey, Signature};
 use crate::service::leaves::LeafEvent;
 use crate::service::release::Release;
 use crate::service::{Call, Result, Service, takedown};
 use crate::storage::CacheObject;
-
-/// At most so many rows under one exclusive gate.
-const BATCH: i64 = 200;
 
 /// What a batch has gathered before the log is locked.
 #[derive(Default)]
@@ -30,6 +28,7 @@ struct Gathered {
     /// Leaves without a signature of their own.
     leaves: Vec<LeafRow>,
     objects: Vec<CacheObject>,
+    unlogged: Vec<UnloggedRow>,
     refused: i64,
 }
 
@@ -54,10 +53,10 @@ impl Service {
         let Some(bench) = self.workbench(&mut tx, rotation).await? else { return Ok(Batch::Elsewhere) };
         let Some(signer) = bench.signer() else { return Ok(Batch::Elsewhere) };
         // Another one may have been compromised before, and its purge given up for this one.
-        let (mut old_name, mut signed) = ("", Vec::new());
+        let (mut old_name, mut signed, limit) = ("", Vec::new(), self.batch_size());
         for old in compromised(&bench) {
             old_name = &old.key.label.name;
-            signed = resigning::signed_by(&mut tx, bench.cache.id, old_name, BATCH).await?;
+            signed = resigning::signed_by(&mut tx, bench.cache.id, old_name, limit).await?;
             if !signed.is_empty() {
                 break;
             }
@@ -71,6 +70,7 @@ impl Service {
         let leaves = self.leaves_of(&mut tx, &proven, &signatures).await?;
         let replaces = resigning::last_signatures(&mut tx, rows.iter().map(|row| &row.id)).await?;
         let (mut gathered, mut withdrawn) = (Gathered::default(), Vec::new());
+        let foreign = self.foreign_keys(&mut tx, &bench.cache).await?;
         for row in &rows {
             let standing = signatures.get(&row.claim_id).map(Vec::as_slice).unwrap_or_default();
             gathered.objects.push(CacheObject::Narinfo(row.claim.path.hash()));
@@ -80,7 +80,13 @@ impl Service {
                     let (signature, leaf) = self.sign_again(&bench, &call, signer, row, replaces)?;
                     gathered.new.add(&row.claim_id, signature, leaf);
                 }
-            } else if self.refuse_path(&mut tx, &bench, &call, row, standing, &mut gathered).await? {
+                continue;
+            }
+            let signatures = standing.iter().map(|one| &one.signature);
+            gathered.unlogged.extend(self.unlogged_in_rows(&bench, row.claim.path.base_name(), signatures));
+            gathered.refused += 1;
+            if !is_vouched_for(row, standing, &foreign) {
+                self.withdraw_unaccounted(&mut tx, &bench, &call, row, &mut gathered).await?;
                 withdrawn.push(row);
             }
         }
@@ -97,30 +103,19 @@ impl Service {
         Ok(Batch::Looked(signed.len()))
     }
 
-    /// What becomes of a path that no leaf accounts for: written down, and withdrawn unless somebody else signed it. True:
-    /// withdrawn.
-    async fn refuse_path(
+    /// Withdraws a path that neither a leaf nor anybody else accounts for.
+    async fn withdraw_unaccounted(
         &self,
         tx: &mut Tx,
         bench: &Workbench,
         call: &Call,
         row: &PathRow,
-        standing: &[SignatureRow],
         gathered: &mut Gathered,
-    ) -> Result<bool> {
-        gathered.refused += 1;
-        let subject = row.claim.path.base_name();
-        let own = standing.iter().filter(|one| is_own(bench, &one.signature));
-        let unlogged = own.map(|one| bench.unlogged(self.new_id(bench.now), "rows", subject, &one.signature));
-        resigning::insert_unlogged(tx, bench.cache.id, &unlogged.collect::<Vec<_>>()).await?;
-        // An upstream's or a contributor's, which was verified when it came.
-        if standing.iter().any(|one| one.leaf.is_none() && !is_own(bench, &one.signature)) {
-            return Ok(false);
-        }
+    ) -> Result<()> {
         tracing::warn!(cache = %bench.cache.name, path = %row.claim.path, "withdrawn: no leaf accounts for it");
         paths::change_state(tx, &row.id, PathState::Published, PathState::Withdrawn, bench.now).await?;
         gathered.leaves.push(self.leaf_row(bench.leaf(call, &row.id, LeafEvent::Withdraw(&row.claim)))?);
-        Ok(true)
+        Ok(())
     }
 
     async fn purge_realisations(&self, rotation: &RotationRow, found: &[RealisationRow]) -> Result<Batch> {
@@ -146,10 +141,7 @@ impl Service {
             });
             let Some(output) = output else {
                 gathered.refused += 1;
-                let own = entry.signatures.iter().filter(|one| is_own(&bench, one));
-                let unlogged =
-                    own.map(|one| bench.unlogged(self.new_id(bench.now), "rows", &row.object, one));
-                resigning::insert_unlogged(&mut tx, bench.cache.id, &unlogged.collect::<Vec<_>>()).await?;
+                gathered.unlogged.extend(self.unlogged_in_rows(&bench, &row.object, &entry.signatures));
                 resigning::remove_realisation(&mut tx, &row.id).await?;
                 continue;
             };
@@ -195,7 +187,8 @@ impl Service {
         let Some(bench) = self.workbench(&mut tx, rotation).await? else { return Ok(Some(Batch::Elsewhere)) };
         let Some(old) = bench.key(rotation.old_key.as_ref()) else { return Ok(Some(Batch::Elsewhere)) };
         let name = &old.key.label.name;
-        let signed = resigning::signed_by_but_withdrawn(&mut tx, bench.cache.id, name, BATCH).await?;
+        let signed =
+            resigning::signed_by_but_withdrawn(&mut tx, bench.cache.id, name, self.batch_size()).await?;
         if signed.is_empty() {
             return Ok(Some(Batch::Ended));
         }
@@ -249,7 +242,7 @@ impl Service {
     async fn realisations_after(&self, rotation: &RotationRow) -> Result<Vec<RealisationRow>> {
         let after = &rotation.progress.realisation_cursor;
         let mut connection = self.inner.db.read().await?;
-        Ok(resigning::realisations(&mut connection, rotation.cache, after, BATCH).await?)
+        Ok(resigning::realisations(&mut connection, rotation.cache, after, self.batch_size()).await?)
     }
 
     /// Wishes, place, epoch, leaves, commit. From then on no replica remembers what was changed.
@@ -260,7 +253,8 @@ impl Service {
         progress: Progress,
         gathered: Gathered,
     ) -> Result<()> {
-        let Gathered { mut new, leaves, objects, refused } = gathered;
+        let Gathered { mut new, leaves, objects, unlogged, refused } = gathered;
+        resigning::insert_unlogged(&mut tx, bench.cache.id, &unlogged).await?;
         Release::by_worker(&bench.cache, bench.now).wish(&mut tx, objects).await?;
         let until = bench.now.plus_millis(LEASE_MILLIS);
         key_rotations::note(&mut tx, &bench.rotation.id, &progress, until).await?;
@@ -284,6 +278,16 @@ async fn served(tx: &mut Tx, bench: &Workbench, signed: &[SignedClaim]) -> Resul
     let mut rows: HashMap<_, _> = rows.into_iter().map(|row| (row.claim_id.clone(), row)).collect();
     // In the order of the log.
     Ok(signed.iter().filter_map(|one| rows.remove(&one.claim_id)).collect())
+}
+
+/// Whether an upstream or a contributor whose key is known now signed the claim. The row's own word is not enough: who
+/// writes into the database could put any signature there.
+fn is_vouched_for(path: &PathRow, standing: &[SignatureRow], foreign: &[(PublicKey, Source)]) -> bool {
+    let fingerprint = path.claim.fingerprint();
+    let valid = |one: &SignatureRow| {
+        foreign.iter().any(|(key, _)| key.verify(fingerprint.as_bytes(), &one.signature))
+    };
+    standing.iter().any(valid)
 }
 
 /// The keys of the cache that others may hold.

@@ -259,10 +259,8 @@ impl Service {
                     continue;
                 }
                 refused += 1;
-                for one in standing.iter().filter(|one| is_own(&bench, &one.signature)) {
-                    let subject = row.claim.path.base_name();
-                    unlogged.push(bench.unlogged(self.new_id(bench.now), "rows", subject, &one.signature));
-                }
+                let signatures = standing.iter().map(|one| &one.signature);
+                unlogged.extend(self.unlogged_in_rows(&bench, row.claim.path.base_name(), signatures));
                 continue;
             }
             let replaces = replaces.get(&row.id).copied();
@@ -285,6 +283,18 @@ impl Service {
         tx.commit().await?;
         count_signatures(count, refused);
         Ok(Batch::Looked(found.len()))
+    }
+
+    /// Those of `signatures` that bear the name of a key of this cache, as signatures that no leaf accounts for are
+    /// written down.
+    pub(super) fn unlogged_in_rows<'a>(
+        &self,
+        bench: &Workbench,
+        subject: &str,
+        signatures: impl IntoIterator<Item = &'a Signature>,
+    ) -> Vec<UnloggedRow> {
+        let own = signatures.into_iter().filter(|one| is_own(bench, one));
+        own.map(|one| bench.unlogged(self.new_id(bench.now), "rows", subject, one)).collect()
     }
 
     /// The signature of `signer` on a path that stands, and its leaf.
@@ -360,9 +370,7 @@ impl Service {
             };
             if !entry.signatures.iter().any(|one| accounted(&one)) {
                 refused += 1;
-                for one in entry.signatures.iter().filter(|one| is_own(&bench, one)) {
-                    unlogged.push(bench.unlogged(self.new_id(bench.now), "rows", &row.object, one));
-                }
+                unlogged.extend(self.unlogged_in_rows(&bench, &row.object, &entry.signatures));
                 continue;
             }
             let (text, leaf) = self.sign_realisation_again(&bench, signer, output, row, &entry)?;
@@ -450,7 +458,7 @@ pub(super) fn parsed(row: &RealisationRow) -> Result<Realisation> {
 }
 
 /// Whether a signature bears the name of a key of this cache.
-pub(super) fn is_own(bench: &Workbench, signature: &Signature) -> bool {
+fn is_own(bench: &Workbench, signature: &Signature) -> bool {
     bench.keys.iter().any(|row| *row.public_key.name() == signature.name)
 }
 

@@ -29,11 +29,13 @@ pub(super) async fn plant(desk: &Desk, key: &KeyRow, number: u64) -> String {
     row.claim.path.base_name().to_owned()
 }
 
+async fn row_of(connection: &mut Connection, base_name: &str) -> paths::PathRow {
+    let cache = caches::by_name(connection, &main()).await.unwrap().unwrap();
+    paths::find(connection, cache.id, base_name[..32].parse().unwrap()).await.unwrap().unwrap()
+}
+
 async fn state(desk: &Desk, base_name: &str) -> PathState {
-    let mut connection = desk.service().inner.db.read().await.unwrap();
-    let cache = caches::by_name(&mut connection, &main()).await.unwrap().unwrap();
-    let hash = base_name[..32].parse().unwrap();
-    paths::find(&mut connection, cache.id, hash).await.unwrap().unwrap().state
+    row_of(&mut desk.service().inner.db.read().await.unwrap(), base_name).await.state
 }
 
 async fn compromise(desk: &Desk, key: &KeyName) -> super::super::super::Result<Rotation> {
@@ -98,6 +100,43 @@ on_each_database! {
         assert_eq!(withdrawn.count(), 1);
         let new = desk.only(KeyState::Active).await;
         assert_eq!(desk.signers(&samples[1]).await, names(&[&new]));
+    }
+
+    async fn only_a_valid_signature_of_a_known_key_keeps_what_no_leaf_accounts_for(test: &TestDb) {
+        let desk = Desk::start(test).await;
+        let admin = desk.server.admin().await;
+        let old = desk.only(KeyState::Active).await;
+        let key = desk.row(&old).await;
+        // Another key of this server plays alice's own.
+        desk.service().create_cache(&admin, &new_cache("other")).await.unwrap();
+        let other = "other".parse().unwrap();
+        let alices = desk.service().create_key(&admin, &other, &KeySource::New { name: None }).await.unwrap();
+        let planted = [plant(&desk, &key, 77).await, plant(&desk, &key, 78).await, plant(&desk, &key, 79).await];
+        let [vouched, forged, unknown] = &planted;
+        let sign = |text: String| stolen(&desk, &alices, &text);
+        let stranger = Signature { name: "stranger-1".parse().unwrap(), bytes: [7; 64] };
+        let mut tx = desk.service().inner.db.begin(Gate::Exclusive).await.unwrap();
+        let ci = contributors::by_name(&mut tx, &"ci".parse().unwrap()).await.unwrap().unwrap();
+        let own = contributors::ContributorKeyRow { contributor: ci.id, public_key: alices.public_key.clone() };
+        contributors::add_key(&mut tx, "key", &own, desk.server.clock.now()).await.unwrap();
+        for base_name in &planted {
+            let row = row_of(&mut tx, base_name).await;
+            let signature = match base_name {
+                name if name == vouched => sign(row.claim.fingerprint()),
+                name if name == forged => sign(format!("{}?", row.claim.fingerprint())),
+                _ => stranger.clone(),
+            };
+            paths::insert_signature(&mut tx, &row.claim_id, &signature, None).await.unwrap();
+        }
+        tx.commit().await.unwrap();
+
+        compromise(&desk, &old).await.unwrap();
+        assert_eq!(desk.drive().await.step, RotationStep::Done);
+
+        assert_eq!(state(&desk, vouched).await, PathState::Published);
+        assert_eq!(state(&desk, forged).await, PathState::Withdrawn);
+        assert_eq!(state(&desk, unknown).await, PathState::Withdrawn);
+        assert_eq!(desk.unlogged(&old).await.len(), 3);
     }
 
     async fn a_narinfo_that_was_written_to_storage_is_found_and_replaced(test: &TestDb) {
