@@ -289,6 +289,7 @@ impl Service {
         self.spawn(self.clone().quarantine_worker(self.inner.stop.clone()));
         self.spawn(self.clone().token_uses_worker());
         self.spawn(self.clone().key_worker(self.inner.stop.clone()));
+        self.spawn(self.clone().idle_key_worker(self.inner.stop.clone()));
         self.spawn(self.clone().log_publisher(self.inner.stop.clone()));
         self.spawn(self.clone().webhook_worker(self.inner.stop.clone()));
         self.spawn(self.clone().audit_committer(self.inner.stop.clone()));

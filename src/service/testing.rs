@@ -9,7 +9,7 @@ use super::{
     BackupSchedule, Call, FIRST_CACHE, FirstStart, KeyLimits, Limits, Liveness, OpenSettings, Origin,
     Published, Service, TokenRequest, VaultSettings,
 };
-use crate::access::{Caller, ContributorName, Credential, TokenText};
+use crate::access::{CacheName, Caller, ContributorName, Credential, TokenText};
 use crate::db::Db;
 use crate::db::contributors::ContributorKind;
 use crate::db::testing::{NOON, TestDb};
@@ -194,6 +194,13 @@ impl TestService {
     pub async fn put_narinfo(&self, call: &Call, sample: &Sample) -> super::Result<Published> {
         let cache = FIRST_CACHE.parse().unwrap();
         self.service.put_narinfo(call, &cache, sample.path.hash(), sample.narinfo.as_bytes()).await
+    }
+
+    /// Uploads and publishes a sample in another cache than the first.
+    pub async fn push_to(&self, cache: &CacheName, call: &Call, sample: &Sample) -> super::Result<Published> {
+        let body = futures_util::stream::iter([Ok::<_, std::convert::Infallible>(sample.nar.clone())]);
+        self.service.put_nar(call, cache, sample.file, None, body).await?;
+        self.service.put_narinfo(call, cache, sample.path.hash(), sample.narinfo.as_bytes()).await
     }
 
     /// Both, as a push does it.

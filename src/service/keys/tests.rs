@@ -2,6 +2,7 @@
 //! what survives a stop in the middle.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::*;
 use crate::access::TokenText;
@@ -10,7 +11,7 @@ use crate::db::key_rotations::{self, RotationStep};
 use crate::db::testing::{TestDb, on_each_database};
 use crate::db::{epoch, log, paths};
 use crate::service::testing::{self, Sample, TestService};
-use crate::service::{Rotation, RotationRequest, Unseal};
+use crate::service::{NewCache, Rotation, RotationRequest, Unseal};
 use crate::storage::CacheObject;
 use crate::tlog::leaf::{Event, Leaf};
 use crate::vault::Sealed;
@@ -133,6 +134,18 @@ impl Desk {
     }
 }
 
+fn new_cache(name: &str) -> NewCache {
+    NewCache {
+        name: name.parse().unwrap(),
+        public: true,
+        priority: None,
+        prefix: None,
+        upstreams: None,
+        upstream_paths: None,
+        undeclared_references: None,
+    }
+}
+
 pub(super) fn main() -> CacheName {
     "main".parse().unwrap()
 }
@@ -250,6 +263,38 @@ on_each_database! {
             assert_eq!(desk.signers(sample).await.len(), 2);
         }
         other.shut_down().await;
+    }
+
+    async fn a_replica_changes_no_more_paths_a_second_than_it_may(test: &TestDb) {
+        let slow = KeyLimits { resign_paths_per_second: 4, publish_days: 0, wait_days: 1 };
+        let desk = Desk::start_paced(test, slow).await;
+        let (admin, other) = (desk.server.admin().await, "other".parse().unwrap());
+        desk.service().create_cache(&admin, &new_cache("other")).await.unwrap();
+        desk.service().create_key(&admin, &other, &KeySource::New { name: None }).await.unwrap();
+        desk.push_many(0..9).await;
+        let everywhere = desk.server.contributor("cd", "push:*").await;
+        let call = desk.server.call(&everywhere).await;
+        for sample in (10..19).map(Sample::numbered) {
+            desk.server.push_to(&other, &call, &sample).await.unwrap();
+        }
+        desk.service().finish().await.unwrap();
+        for cache in [&main(), &other] {
+            desk.service().rotate_key(&admin, cache, &RotationRequest::default()).await.unwrap();
+        }
+        // Both begin to sign.
+        assert_eq!(desk.service().advance_rotations().await.unwrap(), Duration::ZERO);
+
+        // Four of each.
+        let pause = desk.service().advance_rotations().await.unwrap();
+
+        assert_eq!(desk.rotation().await.progress.done, 4);
+        assert_eq!(pause, Duration::from_secs(2));
+        let old = desk.only(KeyState::Retiring).await;
+        desk.service().compromise_key(&admin, &main(), &old, "stolen").await.unwrap();
+        desk.service().abandon_rotation(&admin, &other).await.unwrap();
+        let pause = desk.service().advance_rotations().await.unwrap();
+        assert_eq!(desk.rotation().await.progress.done, 4, "of what is purged, too");
+        assert_eq!(pause, Duration::from_secs(1));
     }
 
     async fn a_replica_that_believes_in_an_old_batch_does_nothing(test: &TestDb) {

@@ -37,20 +37,42 @@ const OUTBOX_MAX: i64 = 2_000;
 /// And while the published log is so many leaves behind: half of what stops all signing.
 const BEHIND_LEAVES_MAX: u64 = 5_000;
 
+/// What follows a step.
+enum Next {
+    /// The next look, after so long.
+    After(Duration),
+    /// The next batch, as soon as so many paths are paid for.
+    Worked(usize),
+}
+
 /// A day.
 pub(super) const DAY_SECONDS: i64 = 24 * 3600;
 
 impl Service {
+    /// Wipes what need not be open, until `stop`. Apart from the rotations, whose steps may take long.
+    pub(in crate::service) async fn idle_key_worker(self, stop: CancellationToken) {
+        loop {
+            let forgotten = tokio::select! {
+                () = stop.cancelled() => return,
+                forgotten = self.forget_idle_keys() => forgotten,
+            };
+            if let Err(error) = forgotten {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "cannot tell which keys need not be open; trying again");
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(PAUSE) => {}
+            }
+        }
+    }
+
     /// Takes rotations on until `stop`.
     pub(in crate::service) async fn key_worker(self, stop: CancellationToken) {
         loop {
-            let advance = async {
-                self.forget_idle_keys().await?;
-                self.advance_rotations().await
-            };
             let wait = tokio::select! {
                 () = stop.cancelled() => return,
-                advanced = advance => advanced.unwrap_or_else(|error| {
+                advanced = self.advance_rotations() => advanced.unwrap_or_else(|error| {
                     let error = &error as &dyn std::error::Error;
                     tracing::warn!(error, "cannot look after the rotations of keys; trying again");
                     PAUSE
@@ -71,10 +93,11 @@ impl Service {
         Ok(())
     }
 
-    /// Takes each rotation one step on, if that is due and no other replica does. Answers when to look again.
+    /// Takes each rotation one step on, if that is due and no other replica does. Answers when to look again: however
+    /// many caches rotate, this replica changes no more paths in a second than its rate allows.
     pub async fn advance_rotations(&self) -> Result<Duration> {
         let rows = key_rotations::under_way(&mut *self.inner.db.read().await?).await?;
-        let mut wait = PAUSE;
+        let (mut wait, mut owed) = (PAUSE, Duration::ZERO);
         for row in rows.into_iter().filter(|row| row.paused_at.is_none()) {
             if !self.lease_rotation(&row).await? {
                 continue;
@@ -85,7 +108,11 @@ impl Service {
                 continue;
             }
             match self.advance_rotation(&held).await {
-                Ok(pause) => wait = wait.min(pause),
+                Ok(Next::After(pause)) => wait = wait.min(pause),
+                Ok(Next::Worked(paths)) => {
+                    wait = Duration::ZERO;
+                    owed += self.time_of(paths);
+                }
                 // It goes on by itself once the vault is open, which its status says.
                 Err(Error::Sealed) => {}
                 Err(error) => tracing::warn!(
@@ -95,7 +122,13 @@ impl Service {
                 ),
             }
         }
-        Ok(wait)
+        Ok(wait.max(owed))
+    }
+
+    /// How long so many paths take at the rate that is allowed.
+    fn time_of(&self, paths: usize) -> Duration {
+        let rate = self.inner.limits.keys.resign_paths_per_second.max(1);
+        Duration::from_secs_f64(paths as f64 / rate as f64)
     }
 
     pub(super) async fn lease_rotation(&self, row: &RotationRow) -> Result<bool> {
@@ -109,18 +142,18 @@ impl Service {
     }
 
     /// One step, or one batch of it.
-    async fn advance_rotation(&self, row: &RotationRow) -> Result<Duration> {
+    async fn advance_rotation(&self, row: &RotationRow) -> Result<Next> {
         let now = self.inner.clock.now();
         match row.step {
-            RotationStep::Publish if now < publish_ends(row) => Ok(PAUSE),
+            RotationStep::Publish if now < publish_ends(row) => Ok(Next::After(PAUSE)),
             RotationStep::Publish => {
                 self.begin_signing(&Call::host(), row).await?;
-                Ok(Duration::ZERO)
+                Ok(Next::After(Duration::ZERO))
             }
             RotationStep::Purge => match row.new_key {
                 None => {
                     self.make_successor(row).await?;
-                    Ok(Duration::ZERO)
+                    Ok(Next::After(Duration::ZERO))
                 }
                 Some(_) => self.batch(row, RotationStep::Resign).await,
             },
@@ -130,21 +163,21 @@ impl Service {
                 if self.inspect(row).await? {
                     self.go_on(row, RotationStep::Done).await?;
                 }
-                Ok(Duration::ZERO)
+                Ok(Next::After(Duration::ZERO))
             }
-            RotationStep::Wait if now < wait_ends(row) => Ok(PAUSE),
+            RotationStep::Wait if now < wait_ends(row) => Ok(Next::After(PAUSE)),
             RotationStep::Wait => {
                 self.retire_old(&Call::host(), row).await?;
-                Ok(Duration::ZERO)
+                Ok(Next::After(Duration::ZERO))
             }
-            RotationStep::Done | RotationStep::Abandoned => Ok(PAUSE),
+            RotationStep::Done | RotationStep::Abandoned => Ok(Next::After(PAUSE)),
         }
     }
 
-    /// A batch of a step that has many, and `next` after the last one. Answers after how long the following may come.
-    async fn batch(&self, row: &RotationRow, next: RotationStep) -> Result<Duration> {
+    /// A batch of a step that has many, and `next` after the last one.
+    async fn batch(&self, row: &RotationRow, next: RotationStep) -> Result<Next> {
         if self.has_to_catch_up().await? {
-            return Ok(CATCH_UP_PAUSE);
+            return Ok(Next::After(CATCH_UP_PAUSE));
         }
         let batch = match row.step {
             RotationStep::Purge => self.purge_batch(row).await?,
@@ -152,19 +185,17 @@ impl Service {
             _ => self.resign_batch(row).await?,
         };
         match batch {
-            Batch::Looked(count) => {
-                let rate = self.inner.limits.keys.resign_paths_per_second.max(1);
-                Ok(Duration::from_secs_f64(count as f64 / rate as f64).min(PAUSE))
-            }
+            Batch::Looked(count) => Ok(Next::Worked(count)),
             Batch::Ended => {
                 self.go_on(row, next).await?;
-                Ok(Duration::ZERO)
+                Ok(Next::After(Duration::ZERO))
             }
-            Batch::Elsewhere => Ok(PAUSE),
+            Batch::Elsewhere => Ok(Next::After(PAUSE)),
         }
     }
 
-    /// How many paths one batch has: what the rate allows in a second, within bounds.
+    /// How many paths, claims or realisations one batch has: what the rate allows in a second, within bounds. An exclusive
+    /// gate is held for one batch.
     pub(super) fn batch_size(&self) -> i64 {
         let size = self.inner.limits.keys.resign_paths_per_second.clamp(1, BATCH_MAX);
         i64::try_from(size).unwrap_or(1)
@@ -233,12 +264,12 @@ impl Service {
     }
 
     /// Ends the release once storage has all narinfos that the steps before have changed.
-    async fn end_release(&self, row: &RotationRow) -> Result<Duration> {
+    async fn end_release(&self, row: &RotationRow) -> Result<Next> {
         let mut connection = self.inner.db.read().await?;
         let waiting = resigning::waiting_for_storage(&mut connection, row.cache, row.step_since).await?;
         drop(connection);
         if waiting > 0 {
-            return Ok(CATCH_UP_PAUSE);
+            return Ok(Next::After(CATCH_UP_PAUSE));
         }
         let next = match row.kind {
             RotationKind::Planned => RotationStep::Wait,
@@ -246,7 +277,7 @@ impl Service {
             RotationKind::Drop | RotationKind::Resign => RotationStep::Done,
         };
         self.go_on(row, next).await?;
-        Ok(Duration::ZERO)
+        Ok(Next::After(Duration::ZERO))
     }
 
     /// Lets the next key sign, beside the old one, which is on its way out from now on.
