@@ -36,6 +36,7 @@ use crate::tlog::proof_file::ProofFile;
 use crate::tlog::shown_leaf::ShownLeaf;
 use crate::tlog::tile::Tile;
 use crate::tlog::verifier_key::VerifierKey;
+use crate::vault::KmsParams;
 
 /// One change to an input.
 #[derive(Debug, Clone)]
@@ -291,6 +292,7 @@ fuzz! {
             assert!(read.private.is_none() && read.references.is_none());
         }
     };
+    kms_slot(texts(&["$kms$v=1$k=arn:aws:kms:eu-central-1:123456789012:key/1f0e-aB9$AQIDBA"])) exact::<KmsParams>;
     tile(texts(&["tile/0/x001/x234/067.p/8", "tile/7/000.p/127", "tile/entries/999"])) exact::<Tile>;
     verifier_key(files("tlog-v1/vkeys").iter().flat_map(|keys| keys.split(|byte| *byte == b'\n')).map(<[u8]>::to_vec).collect()) exact::<VerifierKey>;
     bundle_of_entries(texts(&["\0\u{3}abc\0\0\0\u{1}x", "\0\0"])) |input| {

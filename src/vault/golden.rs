@@ -5,9 +5,13 @@ use data_encoding::HEXLOWER as HEX;
 use serde_json::Value;
 
 use super::key_file::KeyFile;
-use super::{KekRow, KeyLabel, OpenVault, Passphrase, Sealed, SealedKey, SlotRow, SlotSecret};
+use super::memory::LockedBytes;
+use super::{KekRow, KeyLabel, KmsSecret, OpenVault, Passphrase, Sealed, SealedKey, SlotRow, SlotSecret};
 
 const VAULT: &str = include_str!("../../tests/golden/vault-v1/vault.json");
+
+/// A slot in KMS of the same vault, written by another implementation, which lies beside it.
+const KMS_SLOT: &str = include_str!("../../tests/golden/vault-kms-v1/slot.json");
 
 fn text(value: &Value) -> String {
     value.as_str().unwrap().to_owned()
@@ -63,8 +67,13 @@ fn a_vault_sealed_by_format_1_still_opens_and_signs_the_same() {
     let (slots, keks) = (rows(&vault["slots"], slot), rows(&vault["keks"], kek));
     let key_file = SlotSecret::KeyFile(KeyFile::of(bytes(&vault["key_file"])));
     let passphrase = Passphrase::parse(vault["passphrase"].as_str().unwrap().as_bytes()).unwrap();
+    let kms: Value = serde_json::from_str(KMS_SLOT).unwrap();
+    let slots = [slots, vec![slot(&kms["slot"])]].concat();
+    let slot_key = LockedBytes::copy_of(&bytes(&kms["slot_key"])).unwrap();
+    let kms =
+        SlotSecret::Kms(KmsSecret::new(kms["slot"]["params"].as_str().unwrap().parse().unwrap(), slot_key));
 
-    for secret in [key_file, SlotSecret::Passphrase(passphrase)] {
+    for secret in [key_file, SlotSecret::Passphrase(passphrase), kms] {
         let opened = OpenVault::open(&text(&vault["cluster_id"]), &slots, &keks, &secret).unwrap();
 
         let [cache, log, token] = rows(&vault["keys"], |row| opened.open_key(&key(row)).unwrap())

@@ -4,7 +4,7 @@
 //! secret of a webhook, which both ends need, is returned once, when it is made.
 //!
 //! ```text
-//! slot secret (key file | passphrase → Argon2id)              one row for each slot       slots, key_file, passphrase
+//! slot secret (key file | KMS | passphrase → Argon2id)        one row for each slot       slots, key_file, kms, passphrase
 //!   └ wraps ROOT   32 random bytes, exists only in memory     vault_slots.wrapped_root    root
 //!       ├ makes the keys of backups                           –                           backup
 //!       └ wraps KEK v1 … vn                                   vault_keks.wrapped          root
@@ -41,6 +41,7 @@ pub mod backup;
 pub mod key_file;
 pub mod keyring;
 pub mod keys;
+pub mod kms;
 pub mod memory;
 pub mod nix_key;
 pub mod passphrase;
@@ -60,6 +61,7 @@ pub use backup::{BackupKey, ChunkPlace};
 pub use key_file::KeyFile;
 pub use keyring::Keyring;
 pub use keys::{KeyLabel, OpenKey, Purpose, SealedKey};
+pub use kms::{KmsKeyArn, KmsParams, KmsSecret};
 pub use nix_key::NixSecretKey;
 pub use passphrase::{KdfCost, Passphrase};
 pub use root::{KekRow, NewVault, OpenVault};

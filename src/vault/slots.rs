@@ -11,6 +11,7 @@ use subtle::ConstantTimeEq as _;
 
 use super::VaultError;
 use super::key_file::KeyFile;
+use super::kms::{KmsParams, KmsSecret, ParseKmsParamsError};
 use super::memory::LockedBytes;
 use super::passphrase::{DeriveError, ParseParamsError, Passphrase, PassphraseParams};
 use super::seal::{Binding, SealKey, Sealed};
@@ -20,7 +21,8 @@ use super::seal::{Binding, SealKey, Sealed};
 pub struct SlotRow {
     pub id: String,
     pub kind: SlotKind,
-    /// What the slot key is derived with: empty for a key file, a PHC string without hash for a passphrase.
+    /// What the slot key is derived with: empty for a key file, a PHC string without hash for a passphrase; for KMS
+    /// the key's ARN and the encrypted slot key.
     pub params: String,
     pub wrapped_root: Sealed,
     /// Key check value: tells a wrong secret from a damaged row. It says nothing about the slot key.
@@ -31,14 +33,16 @@ pub struct SlotRow {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SlotKind {
     KeyFile,
+    Kms,
     Passphrase,
 }
 
 impl SlotKind {
-    /// `key-file` or `passphrase`.
+    /// `key-file`, `kms` or `passphrase`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::KeyFile => "key-file",
+            Self::Kms => "kms",
             Self::Passphrase => "passphrase",
         }
     }
@@ -54,7 +58,7 @@ impl FromStr for SlotKind {
     type Err = UnknownSlotKind;
 
     fn from_str(text: &str) -> Result<Self, UnknownSlotKind> {
-        [Self::KeyFile, Self::Passphrase]
+        [Self::KeyFile, Self::Kms, Self::Passphrase]
             .into_iter()
             .find(|kind| kind.as_str() == text)
             .ok_or(UnknownSlotKind)
@@ -70,6 +74,8 @@ pub struct UnknownSlotKind;
 #[derive(Debug)]
 pub enum SlotSecret {
     KeyFile(KeyFile),
+    /// Of one slot alone, since each has a slot key of its own.
+    Kms(KmsSecret),
     Passphrase(Passphrase),
 }
 
@@ -78,6 +84,7 @@ impl SlotSecret {
     pub fn kind(&self) -> SlotKind {
         match self {
             Self::KeyFile(_) => SlotKind::KeyFile,
+            Self::Kms(_) => SlotKind::Kms,
             Self::Passphrase(_) => SlotKind::Passphrase,
         }
     }
@@ -87,6 +94,10 @@ impl SlotSecret {
         match self {
             Self::KeyFile(file) if params.is_empty() => Ok(file.slot_key().map_err(VaultError::from)?),
             Self::KeyFile(_) => Err(SlotError::Params(ParseParamsError::Shape)),
+            Self::Kms(secret) => {
+                let params: KmsParams = params.parse().map_err(SlotError::KmsParams)?;
+                secret.slot_key(&params).map_err(VaultError::from)?.ok_or(SlotError::OtherSecret)
+            }
             Self::Passphrase(passphrase) => {
                 let params: PassphraseParams = params.parse().map_err(SlotError::Params)?;
                 passphrase.slot_key(&params).map_err(SlotError::Derive)
@@ -97,6 +108,7 @@ impl SlotSecret {
     fn new_params(&self) -> String {
         match self {
             Self::KeyFile(_) => String::new(),
+            Self::Kms(secret) => secret.params().to_string(),
             Self::Passphrase(passphrase) => passphrase.new_params().to_string(),
         }
     }
@@ -107,6 +119,8 @@ impl SlotSecret {
 pub enum SlotError {
     #[error("slot key could not be derived")]
     Derive(#[source] DeriveError),
+    #[error("slot's parameters are refused")]
+    KmsParams(#[source] ParseKmsParamsError),
     /// The secret is not this slot's: the everyday answer to a mistyped passphrase.
     #[error("secret is not that of the slot")]
     OtherSecret,
@@ -183,6 +197,13 @@ mod tests {
         SlotSecret::Passphrase(Passphrase::parse(text.as_bytes()).unwrap().with_cost(KdfCost::FLOOR))
     }
 
+    /// The secret of a slot with this ciphertext: what a service would have made of it.
+    fn kms(ciphertext: u8, slot_key: u8) -> SlotSecret {
+        let key = "arn:aws:kms:us-east-1:123456789012:key/1".parse().unwrap();
+        let params = KmsParams::new(key, vec![ciphertext; 60]).unwrap();
+        SlotSecret::Kms(KmsSecret::new(params, LockedBytes::copy_of(&[slot_key; 32]).unwrap()))
+    }
+
     fn root() -> LockedBytes {
         LockedBytes::copy_of(&[1; 32]).unwrap()
     }
@@ -209,6 +230,33 @@ mod tests {
 
         assert_eq!(opened.expose(), &[1; 32]);
         assert!(matches!(refused, Err(SlotError::OtherSecret)));
+    }
+
+    #[test]
+    fn a_kms_slot_gives_root_to_the_slot_key_that_its_row_has_encrypted() {
+        let slot = wrap(&kms(7, 1));
+
+        assert_eq!(slot.unwrap_root("cluster", &kms(7, 1)).unwrap().expose(), &[1; 32]);
+        // Another slot's, or one that the service made of other bytes.
+        for other in [kms(8, 1), kms(7, 2)] {
+            assert!(matches!(slot.unwrap_root("cluster", &other), Err(SlotError::OtherSecret)));
+        }
+    }
+
+    #[test]
+    fn changed_parameters_of_a_kms_slot_do_not_open_it() {
+        let slot = wrap(&kms(7, 1));
+        for (changed, other) in [("us-east-1", "us-east-2"), ("key/1", "key/2")] {
+            let params = slot.params.replace(changed, other);
+            // The service agrees: whoever wrote the row has that key.
+            let secret = KmsSecret::new(params.parse().unwrap(), LockedBytes::copy_of(&[1; 32]).unwrap());
+
+            let refused = SlotRow { params, ..slot.clone() }.unwrap_root("cluster", &SlotSecret::Kms(secret));
+
+            assert!(matches!(refused, Err(SlotError::Vault(VaultError::Tampered { .. }))), "{changed}");
+        }
+        let longer = SlotRow { params: format!("{}=", slot.params), ..slot };
+        assert!(matches!(longer.unwrap_root("cluster", &kms(7, 1)), Err(SlotError::KmsParams(_))));
     }
 
     #[test]
@@ -259,10 +307,10 @@ mod tests {
 
     #[test]
     fn kinds_read_back_as_written() {
-        for kind in [SlotKind::KeyFile, SlotKind::Passphrase] {
+        for kind in [SlotKind::KeyFile, SlotKind::Kms, SlotKind::Passphrase] {
             assert_eq!(kind.to_string().parse(), Ok(kind));
         }
-        for text in ["", "keyfile", "Passphrase", "kms", "shamir"] {
+        for text in ["", "keyfile", "Passphrase", "KMS", "shamir"] {
             assert_eq!(text.parse::<SlotKind>(), Err(UnknownSlotKind), "{text}");
         }
     }
@@ -270,6 +318,7 @@ mod tests {
     #[test]
     fn a_secret_prints_nothing_of_its_content() {
         assert_eq!(format!("{:?}", key_file(65)), "KeyFile(KeyFile([redacted]))");
+        assert_eq!(format!("{:?}", kms(65, 65)), "Kms(KmsSecret([redacted]))");
         assert_eq!(
             format!("{:?}", passphrase("correct horse battery")),
             "Passphrase(Passphrase([redacted]))"
