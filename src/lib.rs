@@ -17,9 +17,10 @@
 //! | [`client`] | typed calls over [`api`], login state, pushing ([`client::push`]), the texts of nix.conf and netrc | `api nix tlog` |
 //! | [`watch`] | what is new in the local store, queued and pushed | `client queue nix time` |
 //! | [`queue`] | what waits to be pushed from this machine: a SQLite file of the client's | `nix time` |
-//! | [`service`] | what a caller can ask for | `nix tlog time access vault storage db upstream webhook witness` |
+//! | [`service`] | what a caller can ask for | `nix tlog time access vault storage db kms upstream webhook witness` |
 //! | [`db`] | rows; the server's only SQL text; SQLite and Postgres from one text; reads a Nix client's memory too | `nix time access`, sealed types of `vault` |
 //! | [`storage`] | objects in a folder or in S3; the only code that spells an object's path | `nix` |
+//! | [`kms`] | a key management service, asked over the network to encrypt and decrypt slot keys of the vault | `vault` |
 //! | [`upstream`] | other binary caches, asked over the network whether they hold a path | `nix` |
 //! | [`webhook`] | messages to servers that an admin chose: where they may go, and how they are sent | – |
 //! | [`witness`] | others who cosign the log's checkpoints, asked over the network | `tlog` |
@@ -34,7 +35,8 @@
 //! # Invariants
 //!
 //! - `nix`, `tlog`, `access` and `api` do no I/O, are not async, and never ask for the time or for randomness.
-//! - `vault` never returns a private key, and never talks to the database. `db` knows only what is sealed.
+//! - `vault` never returns a private key, and never talks to the database. Of its secrets, `kms` sees slot keys and nothing
+//!   else. `db` knows only what is sealed.
 //! - `storage` never shows a half-written object, and never relies on conditional writes.
 //! - `db` never decides who may do what; `http` neither: it reads a credential, asks the service, spells the answer.
 //! - In `service` one function reaches the key of a cache, `service::sign`. Three call it: `service::publish`, for a
@@ -102,6 +104,7 @@ pub mod config;
 pub mod db;
 pub mod heap;
 pub mod http;
+pub mod kms;
 pub mod nix;
 pub mod queue;
 pub mod service;
