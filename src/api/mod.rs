@@ -651,12 +651,15 @@ pub struct VaultView {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct SlotView {
     pub id: String,
-    /// `key-file` or `passphrase`.
+    /// `key-file`, `kms` or `passphrase`.
     pub kind: String,
+    /// The ARN of the key, of a slot in KMS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kms_key: Option<String>,
     pub created_at: String,
 }
 
-/// A further secret that opens the vault: exactly one of the two.
+/// A further secret that opens the vault: exactly one of these.
 #[derive(Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SlotCreate {
@@ -666,9 +669,21 @@ pub struct SlotCreate {
     /// The 32 bytes of a key file, in base64.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_file: Option<String>,
+    /// A key in KMS, which the server uses with credentials of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kms: Option<KmsSlot>,
 }
 
-/// `{}` tries the configured key file or passphrase file again (admin); `{passphrase}` hands it in.
+/// A key in AWS KMS, or in what speaks its protocol.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KmsSlot {
+    /// Its ARN, its id, or an alias.
+    pub key_id: String,
+}
+
+/// `{}` tries what the server's configuration names again, key file, passphrase file and KMS (admin); `{passphrase}` hands
+/// one in.
 #[derive(Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UnsealRequest {

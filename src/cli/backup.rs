@@ -18,7 +18,8 @@ use super::hardening::harden;
 use super::host::{HostArgs, SecretArgs, told};
 use super::text::{Fields, Table, moment, size};
 use crate::service::{
-    BackupError, BackupReport, BackupTarget, Call, TableCount, WrittenBackup, list_backups, verify_backup,
+    BackupError, BackupReport, BackupTarget, Call, TableCount, WrittenBackup, backup_vault, list_backups,
+    verify_backup,
 };
 use crate::vault::random;
 use crate::vault::root::UnlockError;
@@ -135,7 +136,8 @@ async fn make(args: BackupArgs, context: &Context) -> Result<(), Failure> {
 async fn verify(args: VerifyArgs, context: &Context) -> Result<(), Failure> {
     let config = args.host.load()?;
     let source = args.source.find(&config).await?;
-    let secret = args.secret.read(&config)?;
+    let vault = backup_vault(source.open().await?).await.map_err(refused)?;
+    let secret = args.secret.read(&config, &vault).await?;
     let verified = verify_backup(source.open().await?, secret).await.map_err(refused)?;
     context.printer.answer(&Verified::from(verified.report), fields)
 }

@@ -9,11 +9,12 @@ use clap::Args;
 use secrecy::ExposeSecret as _;
 
 use super::ask;
+use super::backup::refused;
 use super::failure::{Exit, Failure};
 use super::hardening::harden;
 use super::{Context, serve, server};
-use crate::config::{Config, DatabaseUrl, Flags, Vault};
-use crate::service::Service;
+use crate::config::{Config, DatabaseUrl, Flags};
+use crate::service::{BackupError, Configured, Service, TrialError, Tried, VaultRows};
 use crate::vault::{KeyFile, Passphrase, SlotSecret};
 
 /// Which server it is about.
@@ -76,8 +77,8 @@ impl SecretArgs {
         Ok(Some(SlotSecret::Passphrase(passphrase)))
     }
 
-    /// The same, or what the configuration names, or what somebody types.
-    pub fn read(&self, config: &Config) -> Result<SlotSecret, Failure> {
+    /// The same, or what the configuration names that opens the vault with these rows, or what somebody types.
+    pub async fn read(&self, config: &Config, rows: &VaultRows) -> Result<SlotSecret, Failure> {
         if let Some(secret) = self.given()? {
             return Ok(secret);
         }
@@ -87,27 +88,27 @@ impl SecretArgs {
             return Ok(SlotSecret::Passphrase(passphrase));
         }
         let hint = "name what opens the vault with --key-file or --passphrase-file";
-        configured_secret(config).map_err(|error| told(error).hint(hint))
+        let mut refusals = Vec::new();
+        for Tried { outcome, .. } in server::vault_settings(config).try_on(rows).await {
+            match outcome {
+                Ok(fitting) => return Ok(fitting.secret),
+                Err(TrialError::Unlock(error)) => refusals.push(refused(BackupError::Unlock(error))),
+                Err(error) => refusals.push(told(error).hint(hint)),
+            }
+        }
+        // What lies on this machine comes first, and is what somebody can mend here.
+        let first = refusals.into_iter().next();
+        Err(first
+            .unwrap_or_else(|| Failure::new(Exit::Failure, "nothing is configured that opens the vault")))
     }
 }
 
 /// Whether no key is given at all, as after a first start with a passphrase that was not left behind.
 pub fn opens_by_hand(config: &Config) -> bool {
-    let Vault { key_file, passphrase_file } = &config.vault;
-    key_file.is_none() && passphrase_file.is_none() && !config.key_file_default().exists()
-}
-
-/// What a server would open the vault with.
-pub fn configured_secret(config: &Config) -> anyhow::Result<SlotSecret> {
-    match (&config.vault.key_file, &config.vault.passphrase_file) {
-        (None, Some(path)) => Ok(SlotSecret::Passphrase(Passphrase::read_file(path)?)),
-        _ => Ok(SlotSecret::KeyFile(KeyFile::read(&key_file(config))?)),
+    match &server::vault_settings(config).configured()[..] {
+        [Configured::KeyFile(path)] => config.vault.key_file.is_none() && !path.exists(),
+        _ => false,
     }
-}
-
-/// The key file that a server would read.
-pub fn key_file(config: &Config) -> PathBuf {
-    config.vault.key_file.clone().unwrap_or_else(|| config.key_file_default())
 }
 
 /// A fault on the host, with its causes.

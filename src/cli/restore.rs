@@ -13,7 +13,7 @@ use super::host::{HostArgs, SecretArgs, told};
 use super::server;
 use super::text::moment;
 use crate::db::Db;
-use crate::service::verify_backup;
+use crate::service::{backup_vault, verify_backup};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  narvault restore narvault.backup --config /etc/narvault/narvault.toml")]
@@ -39,7 +39,8 @@ pub async fn run(args: RestoreArgs, context: &Context) -> Result<(), Failure> {
     harden()?;
     let config = args.host.load()?;
     let source = args.source.find(&config).await?;
-    let secret = args.secret.read(&config)?;
+    let vault = backup_vault(source.open().await?).await.map_err(refused)?;
+    let secret = args.secret.read(&config, &vault).await?;
     let backup = verify_backup(source.open().await?, secret).await.map_err(refused)?;
 
     server::prepare_data(&config).map_err(told)?;

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::config::{self, Config, DatabaseUrl, Deliver, S3Location, StorageUrl};
 use crate::db::{Db, DbSettings};
 use crate::http::{self, App, HttpSettings, RunningServer};
+use crate::kms::KmsSettings;
 use crate::nix::nar::NarLimits;
 use crate::service::measure::MeasureLimits;
 use crate::service::{BackupSchedule, FirstStart, KeyLimits, Limits, OpenSettings, Service, VaultSettings};
@@ -64,11 +65,7 @@ pub async fn open_service(config: &Config, clock: Clock) -> anyhow::Result<(Serv
         storage,
         clock,
         limits: limits(config)?,
-        vault: VaultSettings {
-            key_file: config.vault.key_file.clone(),
-            passphrase_file: config.vault.passphrase_file.clone(),
-            default_key_file: config.key_file_default(),
-        },
+        vault: vault_settings(config),
         webhooks: webhook::Allowed {
             private: config.webhooks.allow_private,
             http: config.webhooks.allow_http,
@@ -78,6 +75,20 @@ pub async fn open_service(config: &Config, clock: Clock) -> anyhow::Result<(Serv
         rate_per_minute: config.limits.rate_per_minute.try_into()?,
     };
     Service::open(settings).await.context("cannot open the service")
+}
+
+/// What the configuration says opens the vault.
+pub fn vault_settings(config: &Config) -> VaultSettings {
+    VaultSettings {
+        key_file: config.vault.key_file.clone(),
+        passphrase_file: config.vault.passphrase_file.clone(),
+        kms: KmsSettings {
+            key_id: config.vault_kms.key_id.clone(),
+            region: config.vault_kms.region.clone(),
+            endpoint: config.vault_kms.endpoint.as_ref().map(|url| url.as_str().to_owned()),
+        },
+        default_key_file: config.key_file_default(),
+    }
 }
 
 /// Opens the storage that the configuration names.

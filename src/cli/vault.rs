@@ -2,18 +2,20 @@
 //!
 //! Never takes a passphrase as an argument, and never echoes one.
 
-use std::path::PathBuf;
+mod words;
+
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use data_encoding::BASE64;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 
 use super::Context;
 use super::ask::{self, Unattended};
 use super::failure::{Exit, Failure};
 use super::hardening::harden;
 use super::text::{Fields, moment};
-use crate::api::{SlotCreate, SlotView, UnsealRequest, VaultView};
+use crate::api::{KmsSlot, SlotCreate, SlotView, UnsealRequest, VaultView};
 use crate::vault::KeyFile;
 
 #[derive(Debug, Subcommand)]
@@ -46,6 +48,9 @@ pub struct AddArgs {
     /// A key file: 32 random bytes that only you can read
     #[arg(long, value_name = "FILE", conflicts_with = "passphrase_file")]
     key_file: Option<PathBuf>,
+    /// A key in KMS, by its ARN, id or alias; the server uses it with AWS credentials of its own
+    #[arg(long, value_name = "KEY-ID", conflicts_with_all = ["passphrase_file", "key_file"])]
+    kms: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -68,7 +73,7 @@ pub struct UnsealArgs {
     /// The file that holds the passphrase, or `-` for stdin [default: ask for it]
     #[arg(long, value_name = "FILE")]
     passphrase_file: Option<PathBuf>,
-    /// Try the server's own key file or passphrase file again
+    /// Try the server's own key file, passphrase file and KMS again
     #[arg(long, conflicts_with = "passphrase_file")]
     configured: bool,
 }
@@ -87,6 +92,11 @@ pub async fn run(command: VaultCommand, context: &Context) -> Result<(), Failure
     let vault = match command {
         VaultCommand::Slot(SlotCommand::Add(args)) => {
             let slot = client.slot_add(&new_slot(args)?).await?;
+            if let Some(key) = &slot.kms_key {
+                context.printer.note(&format!(
+                    "a server opens by this slot at its start if its configuration has `vault.kms.key_id = \"{key}\"`"
+                ));
+            }
             return context.printer.answer(&slot, |slot| format!("{}\n", slot_line(slot)));
         }
         VaultCommand::Slot(SlotCommand::Remove(args)) => {
@@ -127,45 +137,43 @@ fn new_slot(args: AddArgs) -> Result<SlotCreate, Failure> {
         KeyFile::read(path).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
         let bytes = std::fs::read(path)
             .map_err(|error| Failure::caused(format!("cannot read {}", path.display()), error))?;
-        return Ok(SlotCreate { passphrase: None, key_file: Some(BASE64.encode(&bytes)) });
+        return Ok(SlotCreate { key_file: Some(BASE64.encode(&bytes)), ..SlotCreate::default() });
     }
-    let passphrase = match &args.passphrase_file {
-        Some(file) => ask::secret_from_file(file, "passphrase")?,
-        None if ask::is_attended() => {
-            let passphrase = ask::prompt_secret("New passphrase, at least 14 characters, not shown")?;
-            let again = ask::prompt_secret("The same once more")?;
-            if passphrase.expose_secret() != again.expose_secret() {
-                return Err(Failure::new(Exit::Usage, "the two passphrases differ; nothing was changed"));
-            }
-            passphrase
-        }
-        None => {
-            return Err(Failure::new(Exit::Usage, "nobody is there to type a passphrase")
-                .hint("add `--passphrase-file FILE` or `--key-file FILE`"));
-        }
-    };
-    Ok(SlotCreate { passphrase: Some(passphrase.expose_secret().to_owned()), key_file: None })
+    if let Some(key_id) = args.kms {
+        return Ok(SlotCreate { kms: Some(KmsSlot { key_id }), ..SlotCreate::default() });
+    }
+    let hint = "add `--passphrase-file FILE`, `--key-file FILE` or `--kms KEY-ID`";
+    let passphrase = new_passphrase(args.passphrase_file.as_deref(), hint)?;
+    Ok(SlotCreate { passphrase: Some(passphrase.expose_secret().to_owned()), ..SlotCreate::default() })
+}
+
+/// A new passphrase out of a file, or typed twice.
+fn new_passphrase(file: Option<&Path>, hint: &'static str) -> Result<SecretString, Failure> {
+    if let Some(file) = file {
+        return ask::secret_from_file(file, "passphrase");
+    }
+    if !ask::is_attended() {
+        return Err(Failure::new(Exit::Usage, "nobody is there to type a passphrase").hint(hint));
+    }
+    let passphrase = ask::prompt_secret("New passphrase, at least 14 characters, not shown")?;
+    let again = ask::prompt_secret("The same once more")?;
+    if passphrase.expose_secret() != again.expose_secret() {
+        return Err(Failure::new(Exit::Usage, "the two passphrases differ; nothing was changed"));
+    }
+    Ok(passphrase)
 }
 
 fn fields(vault: &VaultView) -> String {
-    let secrets = match vault.slots.as_slice() {
-        [only] => format!(
-            "one secret opens the vault, a {}; if it is lost, so is every signing key: \
-             add another with `narvault vault slot add`",
-            only.kind
-        ),
-        slots => {
-            format!("any one of {} secrets opens the vault; one that is lost can be replaced", slots.len())
-        }
-    };
     Fields::default()
         .with("state", &vault.state)
         .with("sealed by hand", if vault.sealed_by_hand { "yes" } else { "no" })
         .with_all("slots", vault.slots.iter().map(slot_line))
-        .with("opens by", secrets)
+        .with("opens by", words::opens_by(&vault.slots))
+        .with_all("if lost", words::if_lost(&vault.slots))
         .text()
 }
 
 fn slot_line(slot: &SlotView) -> String {
-    format!("{} {}, since {}", slot.kind, slot.id, moment(&slot.created_at))
+    let key = slot.kms_key.as_ref().map(|key| format!(", key {key}")).unwrap_or_default();
+    format!("{} {}, since {}{key}", slot.kind, slot.id, moment(&slot.created_at))
 }

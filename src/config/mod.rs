@@ -23,6 +23,7 @@ pub use self::source::{Problem, Problems, Source, environment, variable};
 pub use self::urls::{
     DatabaseUrl, DatabaseUrlError, PublicUrl, PublicUrlError, S3Location, StorageUrl, StorageUrlError,
 };
+use crate::kms::{KmsKeyId, KmsRegion};
 use crate::witness::Witness;
 
 /// Where the file is looked for if no `--config` and no `NARVAULT_CONFIG` names one. It need not be there.
@@ -123,12 +124,23 @@ section! {
 }
 
 section! {
-    /// What opens the vault. Neither file given: a key file in `data`.
+    /// What opens the vault, each of them by itself. Neither file given, nor `vault.kms.key_id`: a key file in `data`.
     Vault, "vault.",
-    /// File of 32 random bytes that opens the vault; made at the first start if absent.
+    /// File of 32 random bytes that opens the vault.
     key_file: Option<PathBuf> = "",
     /// File that holds the passphrase that opens the vault.
     passphrase_file: Option<PathBuf> = "",
+}
+
+section! {
+    /// A key management service that opens the vault: AWS KMS, or what speaks its protocol.
+    VaultKms, "vault.kms.",
+    /// Key whose slot opens the vault: its ARN, its id, or an alias. Credentials come by the usual AWS chain.
+    key_id: Option<KmsKeyId> = "",
+    /// Region of the key, where its name does not tell it; else it is that of the AWS chain.
+    region: Option<KmsRegion> = "",
+    /// Server to ask instead of AWS's own; plain http only on this machine, unless `insecure_http` is set.
+    endpoint: Option<PublicUrl> = "",
 }
 
 section! {
@@ -227,6 +239,7 @@ pub struct Config {
     pub database: Database,
     pub storage: Storage,
     pub vault: Vault,
+    pub vault_kms: VaultKms,
     pub nars: Nars,
     pub uploads: Uploads,
     pub keys: Keys,
@@ -265,6 +278,7 @@ pub fn reference() -> Vec<KeyDoc> {
         Database::keys(),
         Storage::keys(),
         Vault::keys(),
+        VaultKms::keys(),
         Nars::keys(),
         Uploads::keys(),
         Keys::keys(),
@@ -317,6 +331,7 @@ impl Config {
         let database = Database::read(&values, problems);
         let storage = Storage::read(&values, problems);
         let vault = Vault::read(&values, problems);
+        let vault_kms = VaultKms::read(&values, problems);
         let nars = Nars::read(&values, problems);
         let uploads = Uploads::read(&values, problems);
         let keys = Keys::read(&values, problems);
@@ -330,6 +345,7 @@ impl Config {
             database: database?,
             storage: storage?,
             vault: vault?,
+            vault_kms: vault_kms?,
             nars: nars?,
             uploads: uploads?,
             keys: keys?,
@@ -346,6 +362,10 @@ impl Config {
     fn check(&self, problems: &mut Vec<Problem>) {
         self.server.check(self.source("public_url"), problems);
         self.database.check(problems);
+        let exposed = self.vault_kms.endpoint.as_ref().is_some_and(PublicUrl::is_exposed);
+        if exposed && !self.server.insecure_http {
+            problems.push(Problem::PlainKms { place: self.source("vault.kms.endpoint") });
+        }
         let ranges = self.database.ranges().into_iter().chain(self.storage.ranges());
         let ranges = ranges.chain(self.keys.ranges()).chain(self.backup.ranges());
         let ranges = ranges.chain(self.limits.ranges());
@@ -368,6 +388,7 @@ impl Config {
             self.database.shown(),
             self.storage.shown(),
             self.vault.shown(),
+            self.vault_kms.shown(),
             self.nars.shown(),
             self.uploads.shown(),
             self.keys.shown(),
@@ -389,7 +410,7 @@ impl Config {
         }
     }
 
-    /// The key file that is used if neither `vault.key_file` nor `vault.passphrase_file` is given.
+    /// The key file that is used if nothing else is given that opens the vault.
     pub fn key_file_default(&self) -> PathBuf {
         self.server.data.join("vault.key")
     }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use super::urls::{DatabaseUrl, DatabaseUrlError, PublicUrl, PublicUrlError, StorageUrl, StorageUrlError};
+use crate::kms::{KmsKeyId, KmsRegion, ParseKmsError};
 use crate::witness::{ParseWitnessError, Witness};
 
 /// Why a value does not fit its key.
@@ -33,6 +34,8 @@ pub enum ValueError {
     Path,
     #[error("holds an entry that is no witness")]
     Witness(#[from] ParseWitnessError),
+    #[error(transparent)]
+    Kms(#[from] ParseKmsError),
     #[error(transparent)]
     Database(#[from] DatabaseUrlError),
     #[error(transparent)]
@@ -257,10 +260,10 @@ choice! {
     Json = "json",
 }
 
-macro_rules! url_setting {
-    ($name:ident) => {
+macro_rules! text_setting {
+    ($name:ident, $kind:literal) => {
         impl Setting for $name {
-            const KIND: &'static str = "URL";
+            const KIND: &'static str = $kind;
 
             fn parse(text: &str) -> Result<Self, ValueError> {
                 Ok(text.parse::<Self>()?)
@@ -273,9 +276,11 @@ macro_rules! url_setting {
     };
 }
 
-url_setting!(DatabaseUrl);
-url_setting!(StorageUrl);
-url_setting!(PublicUrl);
+text_setting!(DatabaseUrl, "URL");
+text_setting!(StorageUrl, "URL");
+text_setting!(PublicUrl, "URL");
+text_setting!(KmsKeyId, "KMS key");
+text_setting!(KmsRegion, "region");
 
 #[cfg(test)]
 mod tests {
@@ -323,6 +328,11 @@ mod tests {
             &ValueError::Network,
             &["10.0.0.0/33", "proxy", "10.0.0.1,", ",", "10.0.0/8", "::1/129"],
         );
+        refused::<KmsKeyId>(
+            &ValueError::Kms(ParseKmsError::Key),
+            &["", "alias/", "key/1", "a b", "arn:aws:kms"],
+        );
+        refused::<KmsRegion>(&ValueError::Kms(ParseKmsError::Region), &["", "EU", "eu central"]);
         refused::<PathBuf>(&ValueError::Path, &["a\0b"]);
         refused::<Deliver>(&ValueError::Choice { allowed: "`proxy` or `redirect`" }, &["", "Proxy", "302"]);
         refused::<LogFormat>(&ValueError::Choice { allowed: "`text` or `json`" }, &["", "JSON", "pretty"]);

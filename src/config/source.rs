@@ -79,6 +79,11 @@ pub enum Problem {
          reach this server, or set `insecure_http = true` to accept that tokens could be read on the way"
     )]
     PlainHttpFromListen,
+    #[error(
+        "{place}: `vault.kms.endpoint` is plain http beyond this machine, where anyone on the way can read the key to the \
+         vault; give an https URL, or set `insecure_http = true` to accept that"
+    )]
+    PlainKms { place: Source },
     #[error("there is a password in `database.url` and a `database.password_file`; keep one")]
     PasswordTwice,
     #[error("`database.password_file` is given, and `database.url` has no use for a password")]

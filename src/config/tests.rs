@@ -57,6 +57,9 @@ storage.timeout_seconds = 150
 storage.attempts_max = 5
 vault.key_file = 
 vault.passphrase_file = 
+vault.kms.key_id = 
+vault.kms.region = 
+vault.kms.endpoint = 
 nars.deliver = proxy
 nars.redirect_private = false
 uploads.direct = false
@@ -125,6 +128,9 @@ fn every_key_is_read_from_the_file_and_from_its_variable() {
         ("storage.attempts_max", "11"),
         ("vault.key_file", "/run/key"),
         ("vault.passphrase_file", "/run/passphrase"),
+        ("vault.kms.key_id", "alias/narvault"),
+        ("vault.kms.region", "eu-central-1"),
+        ("vault.kms.endpoint", "https://kms.example.org"),
         ("nars.deliver", "redirect"),
         ("nars.redirect_private", "true"),
         ("uploads.direct", "true"),
@@ -228,6 +234,17 @@ fn values_of_the_wrong_kind_are_refused_without_being_repeated() {
         ("listen = ''", "`listen` is empty; leave it out instead"),
         ("data = ''", "`data` is empty; leave it out instead"),
         ("vault.key_file = ''", "`vault.key_file` is empty; leave it out instead"),
+        ("vault.kms = 'alias/a'", "`vault.kms` is a section; write `[vault.kms]` and its keys below"),
+        (
+            "vault.kms.key_id = 'hunter2 x'",
+            "`vault.kms.key_id` is neither the ARN nor the id of a KMS key, nor an alias that begins with `alias/`",
+        ),
+        ("vault.kms.region = 'EU'", "`vault.kms.region` is not a region such as eu-central-1"),
+        (
+            "vault.kms.endpoint = 'http://10.0.0.1:4566'",
+            "`vault.kms.endpoint` is plain http beyond this machine, where anyone on the way can read the key to the \
+             vault; give an https URL, or set `insecure_http = true` to accept that",
+        ),
         ("insecure_http = 'true'", "`insecure_http` is not written as true or false"),
         ("insecure_http = 1", "`insecure_http` is not written as true or false"),
         ("trusted_proxies = '10.0.0.0/8'", "`trusted_proxies` is not written as list of networks"),
@@ -253,6 +270,18 @@ fn values_of_the_wrong_kind_are_refused_without_being_repeated() {
     let expected = "NARVAULT_LOG_FORMAT: `log.format` is not one of: `text` or `json`";
     assert_eq!(refusal(&[("NARVAULT_LOG_FORMAT", "hunter2")], ""), expected);
     assert!(refusal(&[("NARVAULT_LISTEN", "")], "").starts_with("NARVAULT_LISTEN: `listen` is empty"));
+}
+
+#[test]
+fn a_kms_is_reached_in_clear_on_this_machine_only() {
+    for endpoint in
+        ["http://127.0.0.1:4566", "http://localhost:4566", "http://[::1]:1", "https://kms.example.org"]
+    {
+        assert!(load(&[("NARVAULT_VAULT_KMS_ENDPOINT", endpoint)], "").is_ok(), "{endpoint}");
+    }
+    let exposed = [("NARVAULT_VAULT_KMS_ENDPOINT", "http://kms.example.org")];
+    assert!(refusal(&exposed, "").contains("plain http beyond this machine"));
+    assert!(load(&exposed, "insecure_http = true").is_ok());
 }
 
 #[test]

@@ -153,6 +153,10 @@ impl From<Error> for Refusal {
             Error::StorageFull(_) => new(S::PAYLOAD_TOO_LARGE, "storage-full"),
             Error::Storage(_) => new(S::SERVICE_UNAVAILABLE, "storage-unavailable").retry_after(10),
             Error::Database(_) => new(S::SERVICE_UNAVAILABLE, "database-unavailable").retry_after(5),
+            Error::Kms(error) if error.is_away() => {
+                new(S::SERVICE_UNAVAILABLE, "kms-unavailable").retry_after(30)
+            }
+            Error::Kms(_) => new(S::UNPROCESSABLE_ENTITY, "kms-refused"),
             Error::Vault(_) | Error::Internal(_) => new(S::INTERNAL_SERVER_ERROR, "internal"),
         };
         // Told once, here: the answer has the sentence, the log has the cause.

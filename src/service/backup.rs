@@ -19,7 +19,7 @@ use serde_json::json;
 pub use self::error::BackupError;
 use self::header::Header;
 pub use self::schedule::{BackupSchedule, StoredBackup, list_backups, stored_backup};
-pub use self::verify::{BackupReport, TableCount, VerifiedBackup, verify_backup};
+pub use self::verify::{BackupReport, TableCount, VerifiedBackup, backup_vault, verify_backup};
 use self::writer::BackupWriter;
 use super::{Call, Error, Service};
 use crate::access::Action;

@@ -2,6 +2,7 @@
 
 use crate::access::Denied;
 use crate::db::{DbError, Restartable};
+use crate::kms::KmsError;
 use crate::nix::claim::Claim;
 use crate::nix::compression::{NarFileName, ParseNarFileNameError};
 use crate::nix::debuginfo::DebugInfoError;
@@ -63,6 +64,9 @@ pub enum Error {
     Storage(#[source] StorageError),
     #[error("the database does not answer now")]
     Database(#[source] DbError),
+    /// The key management service did not encrypt or decrypt a slot key.
+    #[error(transparent)]
+    Kms(KmsError),
     /// A key that does not open, or a fault of ours. The log has the cause.
     #[error("the vault failed")]
     Vault(#[from] VaultError),

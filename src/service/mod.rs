@@ -65,7 +65,7 @@ pub use auth::Liveness;
 pub use auxiliary::Auxiliary;
 pub use backup::{
     BackupError, BackupReport, BackupSchedule, BackupTarget, StoredBackup, TableCount, VerifiedBackup,
-    WrittenBackup, list_backups, stored_backup, verify_backup,
+    WrittenBackup, backup_vault, list_backups, stored_backup, verify_backup,
 };
 pub use batch::{BATCH_SIZE_BYTES_MAX, NarOutcome, NarPiece};
 pub use caches::{CacheChange, CacheDetails, NewCache};
@@ -93,7 +93,9 @@ pub use takedown::{
 };
 pub use tokens::{IssuedToken, TokenQuery, TokenRequest, Whoami};
 pub use uploads::{NewPart, UploadDetails, WholeFile};
-pub use vault::{Slot, Unseal, VaultSettings, VaultStatus};
+pub use vault::{
+    Configured, Fitting, Slot, TrialError, Tried, Unseal, VaultRows, VaultSettings, VaultStatus,
+};
 pub use webhooks::{EventKind, NewWebhook, WebhookChange, WebhookId};
 
 // Rows that are answers as they are: whoever shows them needs to name them.
@@ -280,6 +282,7 @@ impl Service {
     pub fn start_background(&self) {
         self.spawn(self.clone().epoch_poller());
         self.spawn(self.clone().seal_poller());
+        self.spawn(self.clone().kms_waiter());
         if self.rollback().is_some() {
             return;
         }

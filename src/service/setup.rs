@@ -2,23 +2,27 @@
 //!
 //! Idempotent: of two replicas that start on one empty database, one does it and the other finds it done.
 
-use serde_json::json;
+use std::path::PathBuf;
 
 use super::audit::Act;
 use super::caches::NewCache;
 use super::keys::KeySource;
 use super::leaves::AdminEvent;
 use super::release::Wanted;
-use super::vault::VaultSettings;
+use super::vault::{Configured, Slot, VaultSettings};
 use super::{Call, Error, Rejection, Result, Service};
 use crate::access::{CacheName, ClaimSecret, ContributorName};
 use crate::db::signing_keys::KeyState;
 use crate::db::{Db, Gate, cluster, restarting, vault};
+use crate::kms::SlotPlace;
 use crate::nix::signature::PublicKey;
 use crate::storage::Storage;
-use crate::time::Clock;
+use crate::time::{Clock, Timestamp};
 use crate::vault::key_file::KeyFileError;
-use crate::vault::{KeyFile, NewVault, OpenVault, Passphrase, Purpose, SlotSecret, random};
+use crate::vault::slots::SlotError;
+use crate::vault::{
+    KekRow, KeyFile, NewVault, OpenVault, Passphrase, Purpose, SlotKind, SlotRow, SlotSecret, random,
+};
 
 /// What a first start has to show, once.
 #[derive(Debug)]
@@ -28,7 +32,7 @@ pub struct FirstStart {
     pub cache: CacheName,
     pub public_key: PublicKey,
     /// Where the key file was made, if one was.
-    pub key_file: Option<std::path::PathBuf>,
+    pub key_file: Option<PathBuf>,
 }
 
 /// The id of this database's cluster; made if this is the first start. Refused where the storage has an owner: then
@@ -73,16 +77,13 @@ impl Service {
             self.reload_token_keys().await?;
             return Ok(None);
         }
-        let (secret, made_file) = self.first_secret().await?;
+        let (secrets, made_file) = self.first_secrets().await?;
         let cluster_id = self.inner.cluster_id.clone();
-        let slot_id = self.new_id(self.inner.clock.now());
         // Before the transaction: a passphrase takes a second, and nobody shall wait behind the gate for it.
-        let made =
-            tokio::task::spawn_blocking(move || OpenVault::create(&cluster_id, &slot_id, &secret)).await;
-        let made = made.map_err(|panic| Error::Internal(panic.into()))?;
-        let NewVault { vault, slot, kek } = made.map_err(|error| Error::Internal(error.into()))?;
+        let made = tokio::task::spawn_blocking(move || new_vault(&cluster_id, &secrets)).await;
+        let (vault, slots, kek) = made.map_err(|panic| Error::Internal(panic.into()))??;
         self.adopt_vault(vault, 0);
-        let done = restarting(|| self.set_up_once(&slot, &kek)).await;
+        let done = restarting(|| self.set_up_once(&slots, &kek)).await;
         if !matches!(done, Ok(Some(_))) {
             self.inner.keyring.lock();
         }
@@ -106,8 +107,8 @@ impl Service {
 
     async fn set_up_once(
         &self,
-        slot: &crate::vault::SlotRow,
-        kek: &crate::vault::KekRow,
+        slots: &[SlotRow],
+        kek: &KekRow,
     ) -> Result<Option<(FirstStart, Vec<Wanted>)>> {
         let call = Call::host();
         let now = self.inner.clock.now();
@@ -115,7 +116,9 @@ impl Service {
         if !vault::keks(&mut tx).await?.is_empty() {
             return Ok(None);
         }
-        vault::insert_slot(&mut tx, slot, now).await?;
+        for slot in slots {
+            vault::insert_slot(&mut tx, slot, now).await?;
+        }
         vault::insert_kek(&mut tx, kek, now).await?;
         let id = &self.inner.cluster_id;
         let short: String = id.chars().take(6).collect();
@@ -143,57 +146,98 @@ impl Service {
             FIRST_ADMIN.parse().map_err(|error| Rejection::value("contributor", error))?;
         let claim = self.new_admin_claim(&mut tx, &admin, now).await?;
 
-        let slot_act = Act {
-            action: "vault-slot",
-            subject: slot.id.clone(),
-            detail: json!({ "kind": slot.kind.as_str() }),
-            cache: None,
-            event: Some(AdminEvent::VaultSlot),
-        };
-        let acts = vec![
-            slot_act,
+        let mut acts: Vec<_> = slots.iter().map(|slot| slot_act(slot, now)).collect();
+        acts.extend([
             super::keys::created(&log_key, None),
             super::keys::created(&token_key, None),
             super::caches::created(&cache),
             super::keys::created(&key, Some(&cache)),
-        ];
+        ]);
         self.record(&mut tx, &call, acts, now).await?;
         tx.commit().await?;
+        if let [only] = slots
+            && only.kind == SlotKind::Kms
+        {
+            tracing::warn!(
+                "KMS alone opens the vault: if its key is deleted, every signing key is lost; add a second secret with \
+                 `narvault vault slot add`"
+            );
+        }
         let first = FirstStart { claim, cache: name, public_key: key.public_key, key_file: None };
         Ok(Some((first, objects)))
     }
 
-    /// The secret of the first slot, and the key file that was made for it, if one was.
-    async fn first_secret(&self) -> Result<(SlotSecret, Option<std::path::PathBuf>)> {
-        let settings = self.inner.door.settings.clone();
-        let made = tokio::task::spawn_blocking(move || first_secret(&settings)).await;
-        made.map_err(|panic| Error::Internal(panic.into()))?
+    /// The secrets of the first slots, each with the id of its slot, and the key file that was made for one, if it was.
+    async fn first_secrets(&self) -> Result<(Vec<(String, SlotSecret)>, Option<PathBuf>)> {
+        let (mut secrets, mut made) = (Vec::new(), None);
+        for configured in self.inner.door.settings.configured() {
+            let slot_id = self.new_id(self.inner.clock.now());
+            let secret = match configured {
+                Configured::Kms(key) => {
+                    let place = SlotPlace { cluster_id: &self.inner.cluster_id, slot_id: &slot_id };
+                    SlotSecret::Kms(self.inner.door.kms.new_secret(&key, place).await?)
+                }
+                file => {
+                    let settings = self.inner.door.settings.clone();
+                    let read = tokio::task::spawn_blocking(move || first_secret(file, &settings)).await;
+                    let (secret, file) = read.map_err(|panic| Error::Internal(panic.into()))??;
+                    made = made.or(file);
+                    secret
+                }
+            };
+            secrets.push((slot_id, secret));
+        }
+        Ok((secrets, made))
     }
 }
 
-fn first_secret(settings: &VaultSettings) -> Result<(SlotSecret, Option<std::path::PathBuf>)> {
+/// A vault with a slot for each secret; there is at least one.
+fn new_vault(
+    cluster_id: &str,
+    secrets: &[(String, SlotSecret)],
+) -> Result<(OpenVault, Vec<SlotRow>, KekRow)> {
+    let internal = |error: SlotError| Error::Internal(error.into());
+    let ((slot_id, secret), others) = secrets.split_first().ok_or(Error::NotFound("secret of the vault"))?;
+    let NewVault { vault, slot, kek } = OpenVault::create(cluster_id, slot_id, secret).map_err(internal)?;
+    let mut slots = vec![slot];
+    for (slot_id, secret) in others {
+        slots.push(vault.new_slot(slot_id, secret).map_err(internal)?);
+    }
+    Ok((vault, slots, kek))
+}
+
+fn slot_act<'a>(slot: &SlotRow, now: Timestamp) -> Act<'a> {
+    Act {
+        action: "vault-slot",
+        subject: slot.id.clone(),
+        detail: Slot::of(slot.clone(), now).detail("add"),
+        cache: None,
+        event: Some(AdminEvent::VaultSlot),
+    }
+}
+
+/// The secret in a file, and the file's path if it was made now.
+fn first_secret(file: Configured, settings: &VaultSettings) -> Result<(SlotSecret, Option<PathBuf>)> {
     let key_file = |error: KeyFileError| Error::from(Rejection::value("vault.key_file", error));
-    if let Some(path) = &settings.key_file {
-        let file =
-            KeyFile::read(path).map_err(|error: crate::vault::key_file::KeyFileError| key_file(error))?;
-        return Ok((SlotSecret::KeyFile(file), None));
+    let path = match file {
+        Configured::KeyFile(path) => path,
+        Configured::PassphraseFile(path) => {
+            let passphrase = Passphrase::read_file(&path)
+                .map_err(|error| Rejection::value("vault.passphrase_file", error))?;
+            return Ok((SlotSecret::Passphrase(passphrase), None));
+        }
+        Configured::Kms(_) => return Err(Error::NotFound("file of a KMS key")),
+    };
+    // A default one may be left by a first start that broke off before its rows: it is as good as a new one.
+    if settings.key_file.is_some() || path.exists() {
+        return Ok((SlotSecret::KeyFile(KeyFile::read(&path).map_err(key_file)?), None));
     }
-    if let Some(path) = &settings.passphrase_file {
-        let passphrase =
-            Passphrase::read_file(path).map_err(|error| Rejection::value("vault.passphrase_file", error))?;
-        return Ok((SlotSecret::Passphrase(passphrase), None));
-    }
-    let path = &settings.default_key_file;
-    // Left by a first start that broke off before its rows: it is as good as a new one.
-    if path.exists() {
-        return Ok((SlotSecret::KeyFile(KeyFile::read(path).map_err(key_file)?), None));
-    }
-    let file = KeyFile::create(path).map_err(key_file)?;
+    let file = KeyFile::create(&path).map_err(key_file)?;
     tracing::warn!(
         path = %path.display(),
         "made a key file beside the data; for production keep it elsewhere (vault.key_file)"
     );
-    Ok((SlotSecret::KeyFile(file), Some(path.clone())))
+    Ok((SlotSecret::KeyFile(file), Some(path)))
 }
 
 /// The cache that a first start makes.

@@ -4,16 +4,15 @@
 
 use std::str::FromStr;
 
-use serde_json::json;
-
 use super::audit::Act;
 use super::leaves::AdminEvent;
 use super::vault::Slot;
 use super::{Call, Conflict, Error, Rejection, Result, Service};
 use crate::access::Action;
 use crate::db::{Gate, restarting, vault};
+use crate::kms::{KmsKeyId, SlotPlace};
 use crate::vault::root::SLOTS_MAX;
-use crate::vault::{KeyFile, Passphrase, SlotSecret};
+use crate::vault::{KeyFile, Passphrase, SlotKind, SlotSecret};
 
 /// The id of a slot: UUIDv7 text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,13 +36,28 @@ impl FromStr for SlotId {
 
 /// What shall open the vault from now on, too.
 #[derive(Debug)]
-pub struct NewSlot(SlotSecret);
+pub struct NewSlot(Wanted);
+
+#[derive(Debug)]
+enum Wanted {
+    /// A random slot key, encrypted by this key in KMS.
+    Kms(KmsKeyId),
+    Secret(SlotSecret),
+}
 
 impl NewSlot {
+    /// A key in KMS, by its ARN, its id or an alias.
+    pub fn kms(key_id: &str) -> Result<Self> {
+        match key_id.parse() {
+            Ok(key) => Ok(Self(Wanted::Kms(key))),
+            Err(error) => Err(Rejection::value("kms.key_id", error).into()),
+        }
+    }
+
     /// A passphrase of at least 14 characters.
     pub fn passphrase(text: &str) -> Result<Self> {
         match Passphrase::parse(text.as_bytes()) {
-            Ok(passphrase) => Ok(Self(SlotSecret::Passphrase(passphrase))),
+            Ok(passphrase) => Ok(Self(Wanted::Secret(SlotSecret::Passphrase(passphrase)))),
             Err(error) => Err(Rejection::value("passphrase", error).into()),
         }
     }
@@ -51,8 +65,15 @@ impl NewSlot {
     /// The 32 bytes of a key file.
     pub fn key_file(bytes: &[u8]) -> Result<Self> {
         match KeyFile::from_bytes(bytes) {
-            Ok(file) => Ok(Self(SlotSecret::KeyFile(file))),
+            Ok(file) => Ok(Self(Wanted::Secret(SlotSecret::KeyFile(file)))),
             Err(error) => Err(Rejection::value("key_file", error).into()),
+        }
+    }
+
+    fn kind(&self) -> SlotKind {
+        match &self.0 {
+            Wanted::Kms(_) => SlotKind::Kms,
+            Wanted::Secret(secret) => secret.kind(),
         }
     }
 }
@@ -60,12 +81,19 @@ impl NewSlot {
 impl Service {
     /// Adds a slot. Only an open vault can: the slot wraps what is in memory.
     pub async fn add_slot(&self, call: &Call, new: NewSlot) -> Result<Slot> {
-        self.require(call, &Action::Administer, "vault-slot-add", new.0.kind().as_str()).await?;
+        self.require(call, &Action::Administer, "vault-slot-add", new.kind().as_str()).await?;
         self.require_open()?;
         let (keyring, id) = (self.inner.keyring.clone(), self.new_id(self.inner.clock.now()));
-        // Before the transaction: a passphrase takes a second, and nobody shall wait behind the gate for it.
+        // Before the transaction: a passphrase takes a second, KMS perhaps more, and nobody shall wait behind the gate.
+        let secret = match new.0 {
+            Wanted::Kms(key) => {
+                let place = SlotPlace { cluster_id: &self.inner.cluster_id, slot_id: &id };
+                SlotSecret::Kms(self.inner.door.kms.new_secret(&key, place).await?)
+            }
+            Wanted::Secret(secret) => secret,
+        };
         let made =
-            tokio::task::spawn_blocking(move || keyring.with_vault(|vault| vault.new_slot(&id, &new.0)));
+            tokio::task::spawn_blocking(move || keyring.with_vault(|vault| vault.new_slot(&id, &secret)));
         let slot = made.await.map_err(|panic| Error::Internal(panic.into()))?;
         let slot = slot.map_err(|error| Error::Internal(error.into()))?;
         restarting(|| async {
@@ -77,10 +105,11 @@ impl Service {
                 return Err(Conflict::State("the vault has 16 slots; remove one first").into());
             }
             vault::insert_slot(&mut tx, &slot, now).await?;
-            let detail = json!({ "change": "add", "kind": slot.kind.as_str() });
+            let shown = Slot::of(slot.clone(), now);
+            let detail = shown.detail("add");
             self.record(&mut tx, call, vec![slot_act("vault-slot-add", &slot.id, detail)], now).await?;
             tx.commit().await?;
-            Ok(Slot { id: slot.id.clone(), kind: slot.kind, created_at: now })
+            Ok(shown)
         })
         .await
     }
@@ -94,7 +123,7 @@ impl Service {
             self.recheck(&mut tx, call, &Action::Administer, now).await?;
             let slots = vault::slots(&mut tx).await?;
             let slot = slots.iter().find(|(slot, _)| slot.id == id.as_str());
-            let (slot, _) = slot.ok_or(Error::NotFound("slot"))?;
+            let (slot, created_at) = slot.ok_or(Error::NotFound("slot"))?;
             if slots.len() == 1 {
                 return Err(Conflict::State(
                     "this is the last slot: without it nothing opens the vault again; add another first",
@@ -102,7 +131,7 @@ impl Service {
                 .into());
             }
             vault::remove_slot(&mut tx, &slot.id, now).await?;
-            let detail = json!({ "change": "remove", "kind": slot.kind.as_str() });
+            let detail = Slot::of(slot.clone(), *created_at).detail("remove");
             self.record(&mut tx, call, vec![slot_act("vault-slot-remove", &slot.id, detail)], now).await?;
             Ok::<_, Error>(tx.commit().await?)
         })

@@ -3,36 +3,44 @@
 //! A replica is open if and only if it holds the root key and opened the vault at the present seal epoch.
 //! Reads and revocations do not pass here.
 
+mod configured;
+mod trial;
+
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
 
+pub use self::configured::Configured;
+pub use self::trial::{Fitting, TrialError, Tried, VaultRows};
 use super::audit::Act;
 use super::{Call, Conflict, Error, Rejection, Result, Service};
 use crate::access::{Action, Caller};
 use crate::db::standing::Standing;
 use crate::db::{Connection, DbError, Gate, Tx, cluster, vault};
+use crate::kms::{Kms, KmsKeyId, KmsSettings};
 use crate::time::Timestamp;
-use crate::vault::key_file::KeyFileError;
-use crate::vault::passphrase::PassphraseError;
 use crate::vault::root::UnlockError;
-use crate::vault::{KeyFile, OpenVault, Passphrase, SlotKind, SlotSecret};
+use crate::vault::{OpenVault, Passphrase, SlotKind, SlotSecret};
 
-/// What the vault is made and opened with.
+/// What the vault is made and opened with: each of them has a slot, and any one opens it.
 #[derive(Debug, Clone, Default)]
 pub struct VaultSettings {
     /// 32 random bytes, and nobody else may read them.
     pub key_file: Option<PathBuf>,
     pub passphrase_file: Option<PathBuf>,
-    /// Where a key file is made at the first start, and looked for later, if neither is configured.
+    pub kms: KmsSettings,
+    /// Where a key file is made at the first start, and looked for later, if nothing is configured.
     pub default_key_file: PathBuf,
 }
 
 /// The state of this replica's door.
 pub(super) struct Door {
     pub settings: VaultSettings,
+    pub kms: Kms,
+    /// Whether KMS did not open the vault at start, and may later.
+    kms_awaited: AtomicBool,
     /// The seal epoch at which this replica opened the vault.
     opened_at: AtomicI64,
     /// One opening at a time: each may take a second and 256 MiB.
@@ -41,13 +49,31 @@ pub(super) struct Door {
 
 impl Door {
     pub fn new(settings: VaultSettings) -> Self {
-        Self { settings, opened_at: AtomicI64::new(NEVER), opening: tokio::sync::Mutex::default() }
+        Self {
+            kms: Kms::new(settings.kms.clone()),
+            settings,
+            kms_awaited: AtomicBool::new(false),
+            opened_at: AtomicI64::new(NEVER),
+            opening: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Takes note of what may pass by itself.
+    fn note_kms(&self, error: &Error) {
+        if matches!(error, Error::Kms(error) if error.may_pass()) {
+            self.kms_awaited.store(true, Ordering::Release);
+        }
+    }
+
+    /// The key to ask for again, if KMS did not open the vault at start.
+    fn awaited_kms(&self) -> Option<KmsKeyId> {
+        self.settings.kms.key_id.clone().filter(|_| self.kms_awaited.load(Ordering::Acquire))
     }
 }
 
 /// What is tried to open the vault.
 pub enum Unseal {
-    /// The key file or passphrase file of the configuration, read again.
+    /// What the configuration names: its files are read again, and its KMS is asked again.
     Configured,
     /// A passphrase that the caller hands in: its own right.
     Passphrase(Passphrase),
@@ -58,6 +84,8 @@ pub enum Unseal {
 pub struct Slot {
     pub id: String,
     pub kind: SlotKind,
+    /// The ARN of the key of a KMS slot.
+    pub kms_key: Option<String>,
     pub created_at: Timestamp,
 }
 
@@ -92,8 +120,7 @@ impl Service {
         } else {
             Vec::new()
         };
-        let shown =
-            slots.into_iter().map(|(slot, created_at)| Slot { id: slot.id, kind: slot.kind, created_at });
+        let shown = slots.into_iter().map(|(slot, created_at)| Slot::of(slot, created_at));
         Ok(VaultStatus {
             open: self.is_open(),
             sealed_by_hand: row.sealed_by_hand_at.is_some(),
@@ -121,15 +148,18 @@ impl Service {
         match with {
             Unseal::Configured => {
                 self.require(call, &Action::Administer, "vault-unseal", "configured").await?;
-                let secret = self.configured_secret().await;
-                let secret = secret.map_err(|error| Rejection::value("vault", causes(&error)))?;
-                self.open_with(call, secret, Opening::ByHand).await?;
+                if let Err(error) = self.open_configured(call, Opening::ByHand).await {
+                    return Err(self.unseal_refused(call, "configured", error).await);
+                }
             }
             Unseal::Passphrase(passphrase) => {
                 if call.caller != Caller::Host {
                     self.inner.secret_tries.take(call.origin.address, self.inner.clock.now())?;
                 }
-                self.open_with(call, SlotSecret::Passphrase(passphrase), Opening::ByHand).await?;
+                let secret = SlotSecret::Passphrase(passphrase);
+                if let Err(error) = self.open_with(call, secret, Opening::ByHand).await {
+                    return Err(self.unseal_refused(call, SlotKind::Passphrase.as_str(), error).await);
+                }
             }
         }
         self.vault_status(call).await
@@ -143,14 +173,7 @@ impl Service {
             tracing::warn!("starts sealed: it was sealed by hand; run `narvault vault unseal`");
             return Ok(());
         }
-        let secret = match self.configured_secret().await {
-            Ok(secret) => secret,
-            Err(error) => {
-                tracing::error!(error = causes(&error), "starts sealed: no key to the vault");
-                return Ok(());
-            }
-        };
-        match self.open_with(&Call::host(), secret, Opening::AtStart).await {
+        match self.open_configured(&Call::host(), Opening::AtStart).await {
             Err(error @ Error::Database(_)) => Err(error),
             Err(error) => {
                 tracing::error!(error = causes(&error), "starts sealed: the vault does not open");
@@ -166,18 +189,20 @@ impl Service {
         let (row, slots, keks) = {
             let mut connection = self.inner.db.read().await?;
             let row = cluster::read(&mut connection).await?.ok_or(Error::NotFound("vault"))?;
-            if opening == Opening::AtStart && row.sealed_by_hand_at.is_some() {
+            if opening != Opening::ByHand && row.sealed_by_hand_at.is_some() {
                 return Err(Conflict::State("the vault was sealed by hand").into());
+            }
+            if opening == Opening::InBackground && self.is_open() {
+                return Ok(());
             }
             (row, vault::slots(&mut connection).await?, vault::keks(&mut connection).await?)
         };
         let slots: Vec<_> = slots.into_iter().map(|(slot, _)| slot).collect();
-        let kind = secret.kind();
         let tried =
             tokio::task::spawn_blocking(move || OpenVault::open(&row.cluster_id, &slots, &keks, &secret));
         let opened = match tried.await.map_err(|panic| Error::Internal(panic.into()))? {
             Ok(vault) => vault,
-            Err(error) => return Err(self.unlock_failed(call, kind, error, opening).await),
+            Err(error) => return Err(unlock_failed(error)),
         };
         let slot_id = opened.opened_by().to_owned();
         if opening == Opening::ByHand {
@@ -201,34 +226,12 @@ impl Service {
         Ok(())
     }
 
-    async fn unlock_failed(
-        &self,
-        call: &Call,
-        kind: SlotKind,
-        error: UnlockError,
-        opening: Opening,
-    ) -> Error {
+    /// Writes a secret that opens nothing down as a denial, and hands the error back.
+    async fn unseal_refused(&self, call: &Call, subject: &str, error: Error) -> Error {
         match error {
-            UnlockError::NoSlot { .. } | UnlockError::WrongSecret { .. } => {
-                let refused = Rejection::value("vault", error).into();
-                match opening {
-                    Opening::ByHand => self.denied(call, "vault-unseal", kind.as_str(), refused).await,
-                    Opening::AtStart => refused,
-                }
-            }
-            other => Error::Internal(other.into()),
+            Error::Rejected(_) => self.denied(call, "vault-unseal", subject, error).await,
+            other => other,
         }
-    }
-
-    /// What the configuration says opens the vault, read from its file now.
-    async fn configured_secret(&self) -> std::result::Result<SlotSecret, SecretError> {
-        let settings = self.inner.door.settings.clone();
-        let read = move || match (settings.key_file, settings.passphrase_file) {
-            (Some(path), _) => Ok(SlotSecret::KeyFile(KeyFile::read(&path)?)),
-            (None, Some(path)) => Ok(SlotSecret::Passphrase(Passphrase::read_file(&path)?)),
-            (None, None) => Ok(SlotSecret::KeyFile(KeyFile::read(&settings.default_key_file)?)),
-        };
-        tokio::task::spawn_blocking(read).await.unwrap_or_else(|panic| Err(SecretError::Panic(panic)))
     }
 
     /// Takes in a vault that was just made, at the present epoch.
@@ -291,17 +294,17 @@ impl Service {
 enum Opening {
     AtStart,
     ByHand,
+    /// By this server itself, while it serves.
+    InBackground,
 }
 
-/// Why the configured secret could not be read.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum SecretError {
-    #[error(transparent)]
-    KeyFile(#[from] KeyFileError),
-    #[error(transparent)]
-    Passphrase(#[from] PassphraseError),
-    #[error("reading the secret broke off")]
-    Panic(#[source] tokio::task::JoinError),
+fn unlock_failed(error: UnlockError) -> Error {
+    match error {
+        UnlockError::NoSlot { .. } | UnlockError::WrongSecret { .. } => {
+            Rejection::value("vault", error).into()
+        }
+        other => Error::Internal(other.into()),
+    }
 }
 
 fn door_act<'a>(action: &'static str, detail: serde_json::Value) -> Act<'a> {

@@ -13,6 +13,8 @@ mod flow;
 mod hooks;
 mod isolation;
 mod key_rotation;
+mod kms;
+mod kms_rows;
 mod leases;
 mod log_audit;
 mod log_follow;

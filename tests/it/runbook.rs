@@ -7,9 +7,11 @@ use std::process::Stdio;
 use narvault::api::VaultView;
 use tokio::process::Command;
 
+use crate::kms::{PASSPHRASE, borrowed, status};
 use crate::recover::narinfo;
 use crate::support::client::TestPath;
 use crate::support::database::DatabaseKind;
+use crate::support::kms::TestKms;
 use crate::support::server::{Backend, Ended, Site, TestServer};
 
 /// The command blocks of each page, by its title.
@@ -111,7 +113,7 @@ async fn only_slot(server: &TestServer) -> String {
 fn every_page_has_a_test() {
     let tests = include_str!("runbook.rs");
     let pages = pages();
-    assert!(pages.len() >= 7, "{pages:?}");
+    assert!(pages.len() >= 8, "{pages:?}");
     for (page, blocks) in pages {
         assert!(!blocks.is_empty(), "{page} has no commands");
         assert!(tests.contains(&format!("\"{page}\"")), "nobody runs {page}");
@@ -253,6 +255,51 @@ async fn a_lost_vault_secret_is_replaced_while_the_server_runs() {
     reader.ends();
 
     opens_with(server, &new).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_kms_key_is_replaced_by_way_of_the_second_slot() {
+    for kms in [Some(TestKms::here().await), TestKms::moto().await].into_iter().flatten() {
+        let (key, new) = (kms.key().await, kms.key().await);
+        let (settings, new_settings) = (kms.settings(&key), kms.settings(&new));
+        let site = Site::new(Backend::SQLITE_DISK).await.unwrap();
+        let mut server = TestServer::spawn_on(site, &borrowed(&settings)).await;
+        let dead = only_slot(&server).await;
+        let mut reader = Reader::at("A lost KMS key", &server).with("SLOT", &dead).with("NEW_KEY", &new);
+        let file = reader.file("passphrase").display().to_string();
+        std::fs::write(&file, PASSPHRASE).unwrap();
+        reader.set("PASSPHRASE", &file);
+        reader.types("narvault vault slot add --passphrase-file \"$PASSPHRASE\"").await;
+        kms.schedule_deletion(&key).await;
+        server.restart_after_kill(&borrowed(&settings)).await;
+        assert!(
+            server.process().stderr().contains("scheduled for deletion"),
+            "{}",
+            server.process().stderr()
+        );
+        kms.delete(&key);
+
+        let lines = reader.goes_on().await;
+        assert!(lines.contains("sealed") && lines.contains(&key) && lines.contains(&dead), "{lines}");
+        assert!(reader.goes_on().await.contains("open"));
+        let lines = reader.goes_on().await;
+        assert!(lines.contains(&new) && !lines.contains(&key) && !lines.contains("WARNING"), "{lines}");
+        reader.on(&server.site);
+        for (name, value) in &new_settings {
+            reader.set(name, value);
+        }
+        let lines = reader.goes_on().await;
+        assert!(
+            lines.contains(&format!("{new} encrypts")) && lines.contains("the configured kms opens"),
+            "{lines}"
+        );
+        reader.ends();
+
+        server.restart_after_kill(&borrowed(&new_settings)).await;
+        assert_eq!(status(&server).await.state, "open");
+        crate::kms::signs(&server, "after").await;
+        server.stop().await;
+    }
 }
 
 /// The server signs again after a start with this key file in the place of the former one.

@@ -5,14 +5,16 @@
 use std::path::{Path, PathBuf};
 
 use super::report::Report;
-use crate::cli::host::{configured_secret, key_file, opens_by_hand};
+use crate::cli::host::opens_by_hand;
 use crate::cli::server;
 use crate::config::{Config, DatabaseUrl, StorageUrl};
 use crate::db::cluster::ClusterRow;
 use crate::db::{self, DbSettings, Inspection, OpenError, Schema};
+use crate::kms::Kms;
+use crate::service::{Configured, Tried, VaultRows};
 use crate::storage::StorageError;
 use crate::time::{Clock, Timestamp};
-use crate::vault::{KekRow, KeyFile, OpenVault, SlotKind, SlotRow, memory};
+use crate::vault::{KeyFile, SlotKind, memory};
 
 /// What the database says, for the checks that come after.
 pub enum Known {
@@ -27,8 +29,7 @@ pub enum Known {
 /// What the vault and the storage are held against.
 pub struct Rows {
     cluster: ClusterRow,
-    slots: Vec<SlotRow>,
-    keks: Vec<KekRow>,
+    vault: VaultRows,
 }
 
 /// Looks at the database, and at the clock beside it.
@@ -123,7 +124,8 @@ async fn look(
     let slots = db::vault::slots(connection).await?.into_iter().map(|(slot, _)| slot).collect();
     let keks = db::vault::keks(connection).await?;
     report.ok(PART, format!("cluster {} since {}", cluster.cluster_id, cluster.created_at));
-    Ok(Known::SetUp(Rows { cluster, slots, keks }))
+    let vault = VaultRows { cluster_id: cluster.cluster_id.clone(), slots, keks };
+    Ok(Known::SetUp(Rows { cluster, vault }))
 }
 
 /// Holds this machine's clock against the database's, and against what was written down last.
@@ -198,12 +200,13 @@ pub async fn storage(report: &mut Report, config: &Config, known: &Known) {
     }
 }
 
-/// Tries the configured key on the vault's slots, as a start would.
+/// Tries what is configured on the vault's slots, as a start would, but all of it.
 pub async fn vault(report: &mut Report, config: &Config, known: Known) {
     const PART: &str = "vault";
     key_file_place(report, config, &known);
-    let Rows { cluster, slots, keks } = match known {
-        Known::SetUp(rows) if !rows.keks.is_empty() => rows,
+    kms(report, config).await;
+    let Rows { cluster, vault } = match known {
+        Known::SetUp(rows) if !rows.vault.keks.is_empty() => rows,
         Known::SetUp(_) | Known::Fresh => {
             report.warn(PART, "not set up yet", SERVE);
             return;
@@ -213,42 +216,40 @@ pub async fn vault(report: &mut Report, config: &Config, known: Known) {
             return;
         }
     };
-    let kinds: Vec<&str> = slots.iter().map(|slot| slot.kind.as_str()).collect();
-    if slots.len() == 1 {
-        let detail = format!("one slot only ({})", kinds.join(", "));
-        let hint =
-            "if its secret is lost, so is every key: keep a copy of it apart from the database's backups";
-        report.warn(PART, detail, hint);
-    } else {
-        report.ok(PART, format!("{} slots ({})", slots.len(), kinds.join(", ")));
-    }
-    let by_hand = opens_by_hand(config) && slots.iter().any(|slot| slot.kind == SlotKind::Passphrase);
-    let kind = configured_kind(config);
-    let config = config.clone();
-    let opened = tokio::task::spawn_blocking(move || -> anyhow::Result<String> {
-        let secret = configured_secret(&config)?;
-        let vault = OpenVault::open(&cluster.cluster_id, &slots, &keks, &secret)?;
-        Ok(vault.opened_by().to_owned())
-    })
-    .await;
-    let opened = opened.unwrap_or_else(|panic| Err(panic.into()));
-    match (opened, cluster.sealed_by_hand_at) {
-        (Ok(slot), None) => report.ok(PART, format!("the configured {kind} opens slot {slot}")),
-        (Ok(slot), Some(since)) => report.warn(
-            PART,
-            format!("sealed by hand since {since}; the configured {kind} would open slot {slot}"),
-            "reads and revocations go on; `narvault vault unseal --configured` ends it",
-        ),
-        (Err(_), _) if by_hand => report.warn(
-            PART,
-            "a server that starts is sealed until somebody types the passphrase",
-            "`narvault vault unseal`; or set `vault.passphrase_file`",
-        ),
-        (Err(error), _) => report.fail(
-            PART,
-            format!("a server that starts now is sealed: {error:#}"),
-            "mend that; reads and revocations go on meanwhile",
-        ),
+    slots(report, &vault);
+    let by_hand = opens_by_hand(config) && vault.slots.iter().any(|slot| slot.kind == SlotKind::Passphrase);
+    let tried = server::vault_settings(config).try_on(&vault).await;
+    let opens = tried.iter().any(|tried| tried.outcome.is_ok());
+    for Tried { configured, outcome } in tried {
+        let kind = configured.kind();
+        match (outcome, cluster.sealed_by_hand_at) {
+            (Ok(fitting), None) => {
+                report.ok(PART, format!("the configured {kind} opens slot {}", fitting.slot_id));
+            }
+            (Ok(fitting), Some(since)) => report.warn(
+                PART,
+                format!(
+                    "sealed by hand since {since}; the configured {kind} would open slot {}",
+                    fitting.slot_id
+                ),
+                "reads and revocations go on; `narvault vault unseal --configured` ends it",
+            ),
+            (Err(_), _) if by_hand => report.warn(
+                PART,
+                "a server that starts is sealed until somebody types the passphrase",
+                "`narvault vault unseal`; or set `vault.passphrase_file`",
+            ),
+            (Err(error), _) if opens => report.warn(
+                PART,
+                format!("the configured {kind} does not open the vault: {}", told(&error)),
+                "another one does; mend this one, or take it out of the configuration",
+            ),
+            (Err(error), _) => report.fail(
+                PART,
+                format!("a server that starts now is sealed: {}", told(&error)),
+                "mend that; reads and revocations go on meanwhile",
+            ),
+        }
     }
     if memory::lock_was_refused() {
         report.warn(
@@ -261,13 +262,48 @@ pub async fn vault(report: &mut Report, config: &Config, known: Known) {
     }
 }
 
+/// Lets the configured key in KMS encrypt and decrypt something of no meaning.
+async fn kms(report: &mut Report, config: &Config) {
+    const PART: &str = "kms";
+    let settings = server::vault_settings(config).kms;
+    let Some(key) = settings.key_id.clone() else { return };
+    match Kms::new(settings).check(&key).await {
+        Ok(arn) => report.ok(PART, format!("{arn} encrypts, and decrypts it again")),
+        Err(error) => report.fail(
+            PART,
+            told(&error),
+            "a server that runs goes on; one that starts opens by another slot, or is sealed and asks again",
+        ),
+    }
+}
+
+/// Warns where one loss would be the end.
+fn slots(report: &mut Report, vault: &VaultRows) {
+    const PART: &str = "vault";
+    let kinds: Vec<&str> = vault.slots.iter().map(|slot| slot.kind.as_str()).collect();
+    let detail = format!("{} slots ({})", kinds.len(), kinds.join(", "));
+    if vault.slots.iter().all(|slot| slot.kind == SlotKind::Kms) {
+        let hint = "if the key in KMS is deleted, every signing key is lost, here and in every backup: add a passphrase, \
+                    `narvault vault slot add`";
+        report.warn(PART, format!("KMS alone opens the vault: {detail}"), hint);
+    } else if let [kind] = kinds[..] {
+        let hint =
+            "if its secret is lost, so is every key: keep a copy of it apart from the database's backups";
+        report.warn(PART, format!("one slot only ({kind})"), hint);
+    } else {
+        report.ok(PART, detail);
+    }
+}
+
 /// Warns of a key file that every copy of the data takes along.
 fn key_file_place(report: &mut Report, config: &Config, known: &Known) {
     const PART: &str = "vault";
-    if configured_kind(config) != SlotKind::KeyFile {
-        return;
-    }
-    let path = key_file(config);
+    let configured = server::vault_settings(config).configured();
+    let key_file = configured.into_iter().find_map(|configured| match configured {
+        Configured::KeyFile(path) => Some(path),
+        Configured::Kms(_) | Configured::PassphraseFile(_) => None,
+    });
+    let Some(path) = key_file else { return };
     if !path.exists() {
         if matches!(known, Known::Fresh) && config.vault.key_file.is_some() {
             let hint = format!("make it: `(umask 077; head -c 32 /dev/urandom > {})`", path.display());
@@ -309,14 +345,6 @@ fn lies_below(path: &Path, folder: &Path) -> bool {
     match (path.canonicalize(), folder.canonicalize()) {
         (Ok(path), Ok(folder)) => path.starts_with(folder),
         _ => false,
-    }
-}
-
-/// What a server would try, in its order.
-fn configured_kind(config: &Config) -> SlotKind {
-    match (&config.vault.key_file, &config.vault.passphrase_file) {
-        (None, Some(_)) => SlotKind::Passphrase,
-        _ => SlotKind::KeyFile,
     }
 }
 

@@ -353,7 +353,10 @@ fn examples() -> BTreeMap<&'static str, Value> {
         ("TokenView", value(&token)),
         (
             "SlotCreate",
-            value(&SlotCreate { passphrase: Some("correct horse battery staple".into()), key_file: None }),
+            value(&SlotCreate {
+                passphrase: Some("correct horse battery staple".into()),
+                ..SlotCreate::default()
+            }),
         ),
         ("UnsealRequest", value(&UnsealRequest { passphrase: Some("correct horse battery staple".into()) })),
         ("SlotView", value(&slot())),
@@ -586,7 +589,12 @@ fn hash(store_path: &str) -> String {
 }
 
 fn slot() -> SlotView {
-    SlotView { id: KEY_ID.into(), kind: "passphrase".into(), created_at: "2026-11-22T13:00:00.000Z".into() }
+    SlotView {
+        id: KEY_ID.into(),
+        kind: "passphrase".into(),
+        kms_key: None,
+        created_at: "2026-11-22T13:00:00.000Z".into(),
+    }
 }
 
 fn value(example: &impl Serialize) -> Value {

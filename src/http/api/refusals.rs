@@ -44,7 +44,11 @@ refusals! {
     }
     /// Needs the vault.
     Sealed {
-        "503" "sealed" "The vault is sealed, or the database does not answer."
+        "503" "sealed" "The vault is sealed, or the database or KMS does not answer."
+    }
+    /// Asks a key management service.
+    KmsAway {
+        "503" "kms-unavailable" "The key management service or the database does not answer."
     }
     Unknown {
         "404" "not-found" "There is no such thing."

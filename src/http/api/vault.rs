@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use data_encoding::BASE64;
 
 use super::extract::{Anyone, Holder, Named, Result, Unread};
-use super::refusals::{Conflicts, Limited, Sealed, ToSome, Unknown, WithBody};
+use super::refusals::{Conflicts, KmsAway, Limited, Sealed, ToSome, Unknown, WithBody};
 use crate::access::Action;
 use crate::api::{SlotCreate, SlotView, UnsealRequest, VaultView};
 use crate::http::App;
@@ -27,13 +27,13 @@ pub(super) async fn show(State(app): State<App>, Holder(call): Holder) -> Result
 
 /// Unseal the vault
 ///
-/// Opens the replica that answers. `{}` tries the configured key file or passphrase file again and needs an
+/// Opens the replica that answers. `{}` tries the configured key file, passphrase file and KMS again and needs an
 /// admin token; `{"passphrase": …}` is right enough by itself, and limited per address. A sealing by hand is
 /// lifted for the others too, at their next start or unseal.
 #[utoipa::path(
     post, path = "/api/v1/vault/unseal", operation_id = "vault_unseal", tag = "vault",
     request_body = UnsealRequest,
-    responses((status = 200, description = "How it stands now", body = VaultView), ToSome, WithBody, Limited),
+    responses((status = 200, description = "How it stands now", body = VaultView), ToSome, WithBody, KmsAway, Limited),
     security((), ("bearer" = ["admin"]), ("basic" = ["admin"])),
 )]
 pub(super) async fn unseal(
@@ -64,7 +64,8 @@ pub(super) async fn seal(State(app): State<App>, Holder(call): Holder) -> Result
 
 /// Add a slot
 ///
-/// A further secret that opens the vault, any one of which is enough. A passphrase takes the server a second.
+/// A further secret that opens the vault, any one of which is enough. A passphrase takes the server a second. A key in
+/// KMS encrypts a random slot key, and decrypts it again to see that this server may.
 #[utoipa::path(
     post, path = "/api/v1/vault/slots", operation_id = "slot_add", tag = "vault",
     request_body = SlotCreate,
@@ -80,16 +81,16 @@ pub(super) async fn add_slot(
     app.service.require(&call, &Action::Administer, "vault-slot-add", "").await?;
     app.service.require_open()?;
     let asked: SlotCreate = body.json().await?;
-    let new = match (asked.passphrase, asked.key_file) {
-        (Some(text), None) => NewSlot::passphrase(&text)?,
-        (None, Some(text)) => {
+    let new = match (asked.passphrase, asked.key_file, asked.kms) {
+        (Some(text), None, None) => NewSlot::passphrase(&text)?,
+        (None, None, Some(kms)) => NewSlot::kms(&kms.key_id)?,
+        (None, Some(text), None) => {
             let bytes = BASE64.decode(text.as_bytes());
             NewSlot::key_file(&bytes.map_err(|_| Rejection::value("key_file", "is not base64"))?)?
         }
         _ => {
-            return Err(
-                Rejection::value("passphrase", "give exactly one of `passphrase` and `key_file`").into()
-            );
+            let why = "give exactly one of `passphrase`, `key_file` and `kms`";
+            return Err(Rejection::value("passphrase", why).into());
         }
     };
     let slot = app.service.add_slot(&call, new).await?;
@@ -116,7 +117,12 @@ pub(super) async fn remove_slot(
 }
 
 fn slot_view(slot: Slot) -> SlotView {
-    SlotView { id: slot.id, kind: slot.kind.as_str().to_owned(), created_at: slot.created_at.rfc3339() }
+    SlotView {
+        id: slot.id,
+        kind: slot.kind.as_str().to_owned(),
+        kms_key: slot.kms_key,
+        created_at: slot.created_at.rfc3339(),
+    }
 }
 
 fn view(status: VaultStatus) -> VaultView {

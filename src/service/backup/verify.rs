@@ -4,9 +4,11 @@
 use serde::Serialize;
 use tokio::io::AsyncRead;
 
+use super::header::Header;
 use super::reader::{BackupReader, Item};
 use super::{BackupError, open_vault};
 use crate::db::backup::{Telling, look_into};
+use crate::service::VaultRows;
 use crate::time::Timestamp;
 use crate::tlog::frontier::Frontier;
 use crate::tlog::hash::NodeHash;
@@ -44,6 +46,13 @@ pub struct VerifiedBackup {
     pub report: BackupReport,
     pub(super) header_sha256: [u8; 32],
     pub(super) vault: OpenVault,
+}
+
+/// The rows of the vault that a backup is of: they stand in clear before everything else.
+pub async fn backup_vault(source: impl AsyncRead + Unpin) -> Result<VaultRows, BackupError> {
+    let reader = BackupReader::open(source).await?;
+    let Header { cluster_id, slots, keks, .. } = reader.header().clone();
+    Ok(VaultRows { cluster_id, slots, keks })
 }
 
 /// Reads a backup to its end. A passphrase takes a second.

@@ -7,6 +7,7 @@ pub mod chaos;
 pub mod client;
 pub mod database;
 pub mod desk;
+pub mod kms;
 pub mod log;
 pub mod nix;
 pub mod proxy;
@@ -50,6 +51,7 @@ async fn the_required_real_parts_are_there() {
     let parts = [
         ("postgres", variable("NARVAULT_TEST_POSTGRES").map(|_| "NARVAULT_TEST_POSTGRES".to_owned())),
         ("s3", variable("NARVAULT_TEST_S3_ENDPOINT")),
+        ("kms", variable("NARVAULT_TEST_KMS")),
         ("witness", variable("NARVAULT_TEST_WITNESS")),
         ("nix", nix::Nix::host().await.map(|nix| nix.version)),
         ("nix-versions", (versions.len() >= 3).then(|| versions.join(" "))),
