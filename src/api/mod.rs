@@ -682,6 +682,16 @@ pub struct KmsSlot {
     pub key_id: String,
 }
 
+/// Another passphrase in the place of one that opens the vault.
+#[derive(Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PassphraseReplace {
+    /// The passphrase that is to end. It tells which slot is meant.
+    pub former: String,
+    /// At least 14 characters.
+    pub new: String,
+}
+
 /// `{}` tries what the server's configuration names again, key file, passphrase file and KMS (admin); `{passphrase}` hands
 /// one in.
 #[derive(Clone, Default, Serialize, Deserialize, ToSchema)]

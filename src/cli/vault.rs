@@ -15,7 +15,7 @@ use super::ask::{self, Unattended};
 use super::failure::{Exit, Failure};
 use super::hardening::harden;
 use super::text::{Fields, moment};
-use crate::api::{KmsSlot, SlotCreate, SlotView, UnsealRequest, VaultView};
+use crate::api::{KmsSlot, PassphraseReplace, SlotCreate, SlotView, UnsealRequest, VaultView};
 use crate::vault::KeyFile;
 
 #[derive(Debug, Subcommand)]
@@ -29,6 +29,28 @@ pub enum VaultCommand {
     /// Add and remove the secrets that open the vault
     #[command(subcommand)]
     Slot(SlotCommand),
+    /// Change a passphrase that opens the vault
+    #[command(subcommand)]
+    Passphrase(PassphraseCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum PassphraseCommand {
+    /// Put another passphrase in the place of one, at once or not at all
+    Change(ChangeArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  narvault vault passphrase change --former-file ./passphrase --new-file ./new-passphrase"
+)]
+pub struct ChangeArgs {
+    /// The file that holds the passphrase that is to end [default: ask for it]
+    #[arg(long, value_name = "FILE")]
+    former_file: Option<PathBuf>,
+    /// The file that holds the new one [default: ask for it]
+    #[arg(long, value_name = "FILE")]
+    new_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -105,6 +127,13 @@ pub async fn run(command: VaultCommand, context: &Context) -> Result<(), Failure
             client.slot_remove(&args.slot).await?;
             client.vault().await?
         }
+        VaultCommand::Passphrase(PassphraseCommand::Change(args)) => {
+            let slot = client.passphrase_change(&passphrase_change(args)?).await?;
+            context
+                .printer
+                .note("where a server has the former one in its `vault.passphrase_file`, replace it there");
+            return context.printer.answer(&slot, |slot| format!("{}\n", slot_line(slot)));
+        }
         VaultCommand::Status(StatusArgs {}) => client.vault().await?,
         VaultCommand::Unseal(args) => client.vault_unseal(&unseal_request(args)?).await?,
         VaultCommand::Seal(args) => {
@@ -145,6 +174,18 @@ fn new_slot(args: AddArgs) -> Result<SlotCreate, Failure> {
     let hint = "add `--passphrase-file FILE`, `--key-file FILE` or `--kms KEY-ID`";
     let passphrase = new_passphrase(args.passphrase_file.as_deref(), hint)?;
     Ok(SlotCreate { passphrase: Some(passphrase.expose_secret().to_owned()), ..SlotCreate::default() })
+}
+
+fn passphrase_change(args: ChangeArgs) -> Result<PassphraseReplace, Failure> {
+    let hint = "add `--former-file FILE` and `--new-file FILE`";
+    let former = match &args.former_file {
+        Some(file) => ask::secret_from_file(file, "former passphrase")?,
+        None if ask::is_attended() => ask::prompt_secret("The passphrase until now, not shown")?,
+        None => return Err(Failure::new(Exit::Usage, "nobody is there to type a passphrase").hint(hint)),
+    };
+    let new = new_passphrase(args.new_file.as_deref(), hint)?;
+    let [former, new] = [former, new].map(|text| text.expose_secret().to_owned());
+    Ok(PassphraseReplace { former, new })
 }
 
 /// A new passphrase out of a file, or typed twice.

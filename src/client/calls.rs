@@ -16,14 +16,14 @@ use crate::api::{
     AuditQuery, AuditView, BATCH_MEDIA_TYPE, CacheCreate, CacheDeleteQuery, CacheEdit, CacheView,
     ClaimRequest, ContributorCreate, ContributorEdit, ContributorErased, ContributorKeyAdd, ContributorView,
     DeliveryQuery, DeliveryView, JwkSet, KeyCompromise, KeyCreate, KeyView, LogOpenings, LogOpeningsQuery,
-    MissingAnswer, MissingRequest, NarsStored, Page, PageQuery, PartUrl, PartUrlRequest, PathDelete,
-    PathDeleted, PathProofQuery, PathQuery, PathSummary, PathView, PublicKeysQuery, PublishAnswer,
-    PublishRequest, QuarantineCreate, QuarantineOutcome, QuarantineQuery, QuarantineView, RestoreCreate,
-    RestoreOutcome, RevokeRequest, Revoked, RotationCreate, RotationEdit, RotationView, SlotCreate, SlotView,
-    StoredAnswer, StoredRequest, TokenCreate, TokenIssued, TokenQuery, TokenRenew, TokenReport, TokenView,
-    UnloggedSignature, UnsealRequest, UploadComplete, UploadOpen, UploadPart, UploadView, VaultView,
-    VersionView, WebhookCreate, WebhookCreated, WebhookEdit, WebhookView, Whoami, WithdrawalView,
-    WithdrawnPath, WithdrawnQuery,
+    MissingAnswer, MissingRequest, NarsStored, Page, PageQuery, PartUrl, PartUrlRequest, PassphraseReplace,
+    PathDelete, PathDeleted, PathProofQuery, PathQuery, PathSummary, PathView, PublicKeysQuery,
+    PublishAnswer, PublishRequest, QuarantineCreate, QuarantineOutcome, QuarantineQuery, QuarantineView,
+    RestoreCreate, RestoreOutcome, RevokeRequest, Revoked, RotationCreate, RotationEdit, RotationView,
+    SlotCreate, SlotView, StoredAnswer, StoredRequest, TokenCreate, TokenIssued, TokenQuery, TokenRenew,
+    TokenReport, TokenView, UnloggedSignature, UnsealRequest, UploadComplete, UploadOpen, UploadPart,
+    UploadView, VaultView, VersionView, WebhookCreate, WebhookCreated, WebhookEdit, WebhookView, Whoami,
+    WithdrawalView, WithdrawnPath, WithdrawnQuery,
 };
 use crate::nix::hash::Sha256Digest;
 
@@ -570,6 +570,12 @@ impl Client {
     pub async fn slot_remove(&self, id: &str) -> Result<(), Error> {
         self.require_token()?;
         self.done(self.api(Method::DELETE, &["vault", "slots", id])?).await
+    }
+
+    /// Puts another passphrase in the place of one that opens the vault.
+    pub async fn passphrase_change(&self, body: &PassphraseReplace) -> Result<SlotView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["vault", "passphrase"])?.json(body)).await
     }
 
     /// Closes the vault of every replica, until an unseal.

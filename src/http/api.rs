@@ -110,6 +110,7 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(vault::unseal))
         .routes(routes!(vault::seal))
         .routes(routes!(vault::add_slot))
+        .routes(routes!(vault::change_passphrase))
         .routes(routes!(vault::remove_slot))
         .routes(routes!(webhooks::create, webhooks::list))
         .routes(routes!(webhooks::show, webhooks::edit, webhooks::remove))

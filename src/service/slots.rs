@@ -139,7 +139,7 @@ impl Service {
     }
 }
 
-fn slot_act<'a>(action: &'static str, id: &str, detail: serde_json::Value) -> Act<'a> {
+pub(super) fn slot_act<'a>(action: &'static str, id: &str, detail: serde_json::Value) -> Act<'a> {
     Act { action, subject: id.to_owned(), detail, cache: None, event: Some(AdminEvent::VaultSlot) }
 }
 

@@ -11,6 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 use data_encoding::BASE64_NOPAD;
+use subtle::ConstantTimeEq as _;
 use unicode_normalization::UnicodeNormalization as _;
 use zeroize::Zeroizing;
 
@@ -73,6 +74,11 @@ impl Passphrase {
     #[must_use]
     pub fn with_cost(self, cost: KdfCost) -> Self {
         Self { cost, ..self }
+    }
+
+    /// Whether both are the same words.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.text.as_bytes().ct_eq(other.text.as_bytes()).into()
     }
 
     /// Parameters for a new slot: this passphrase's cost and a random salt.

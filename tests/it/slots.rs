@@ -44,6 +44,41 @@ on_each_database! {
         server.stop().await;
     }
 
+    async fn a_passphrase_is_changed_at_once_and_stays_what_it_was_if_it_is_not_known(server: TestServer) {
+        let folder = tempfile::tempdir().unwrap();
+        let [former, new, wrong] = ["former", "new", "wrong"].map(|name| {
+            let file = folder.path().join(name);
+            std::fs::write(&file, format!("correct {name} battery staple\n")).unwrap();
+            file
+        });
+        let before: SlotView = json(&add(&server, "--passphrase-file", &former).await);
+        let change = async |former: &std::path::Path, new: &std::path::Path| {
+            let files = ["--former-file", former.to_str().unwrap(), "--new-file", new.to_str().unwrap()];
+            server.narvault([&["vault", "passphrase", "change", "--json"][..], &files].concat()).await
+        };
+
+        let refused = change(&wrong, &new).await;
+        let same = change(&former, &former).await;
+        let changed = change(&former, &new).await;
+
+        assert_eq!(refused.code, Some(4), "{}", refused.stderr);
+        assert!(refused.stderr.contains("former: this passphrase opens no slot of the vault"), "{}", refused.stderr);
+        assert!(same.code != Some(0) && same.stderr.contains("new: is the former one"), "{}", same.stderr);
+        assert!(changed.stderr.contains("`vault.passphrase_file`"), "{}", changed.stderr);
+        let after: SlotView = json(&changed);
+        let vault: VaultView = json(&server.narvault(["vault", "status", "--json"]).await);
+        assert!(vault.slots.len() == 2 && vault.slots.iter().all(|slot| slot.id != before.id), "{vault:?}");
+        assert!(vault.slots.iter().any(|slot| slot.id == after.id && slot.kind == "passphrase"), "{vault:?}");
+        server.admin().vault_seal().await.unwrap();
+        for (file, opens) in [(&former, false), (&new, true)] {
+            let ended = server.narvault(["vault", "unseal", "--passphrase-file", file.to_str().unwrap()]).await;
+            assert_eq!(ended.code == Some(0), opens, "{}", ended.stderr);
+        }
+        let audit = server.narvault(["audit", "list", "--action", "vault-passphrase-change", "--json"]).await.stdout;
+        assert!(audit.contains(&before.id) && audit.contains(&after.id), "{audit}");
+        server.stop().await;
+    }
+
     async fn a_key_file_is_checked_before_it_is_sent(server: TestServer) {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("vault.key");

@@ -358,6 +358,13 @@ fn examples() -> BTreeMap<&'static str, Value> {
                 ..SlotCreate::default()
             }),
         ),
+        (
+            "PassphraseReplace",
+            value(&PassphraseReplace {
+                former: "correct horse battery staple".into(),
+                new: "another horse with another battery".into(),
+            }),
+        ),
         ("UnsealRequest", value(&UnsealRequest { passphrase: Some("correct horse battery staple".into()) })),
         ("SlotView", value(&slot())),
         (

@@ -8,9 +8,9 @@ use data_encoding::BASE64;
 use super::extract::{Anyone, Holder, Named, Result, Unread};
 use super::refusals::{Conflicts, KmsAway, Limited, Sealed, ToSome, Unknown, WithBody};
 use crate::access::Action;
-use crate::api::{SlotCreate, SlotView, UnsealRequest, VaultView};
+use crate::api::{PassphraseReplace, SlotCreate, SlotView, UnsealRequest, VaultView};
 use crate::http::App;
-use crate::service::{NewSlot, Rejection, Slot, SlotId, Unseal, VaultStatus};
+use crate::service::{NewSlot, PassphraseChange, Rejection, Slot, SlotId, Unseal, VaultStatus};
 
 /// Show the vault's state
 ///
@@ -114,6 +114,28 @@ pub(super) async fn remove_slot(
 ) -> Result<StatusCode> {
     app.service.remove_slot(&call, &slot).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Change a passphrase
+///
+/// The former one's slot goes and one of the new one comes, at once or not at all. Its slot is the one that the former
+/// passphrase opens. Works while the vault is sealed, and is limited per address.
+#[utoipa::path(
+    post, path = "/api/v1/vault/passphrase", operation_id = "passphrase_change", tag = "vault",
+    request_body = PassphraseReplace,
+    responses((status = 200, description = "The new slot; never a secret", body = SlotView),
+        ToSome, Conflicts, WithBody, Limited),
+    security(("bearer" = ["admin"]), ("basic" = ["admin"])),
+)]
+pub(super) async fn change_passphrase(
+    State(app): State<App>,
+    Anyone(call): Anyone,
+    body: Unread,
+) -> Result<Json<SlotView>> {
+    app.service.require(&call, &Action::Administer, "vault-passphrase-change", "").await?;
+    let asked: PassphraseReplace = body.json().await?;
+    let change = PassphraseChange::new(&asked.former, &asked.new)?;
+    Ok(Json(slot_view(app.service.change_passphrase(&call, change).await?)))
 }
 
 fn slot_view(slot: Slot) -> SlotView {
