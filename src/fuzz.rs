@@ -280,6 +280,11 @@ fuzz! {
         let verified = runtime.block_on(crate::service::verify_backup(input, secret));
         assert_eq!(verified.is_ok(), input == files(".backup")[0]);
     };
+    share(files("shares-v1/shares.json")[0].split(|byte| *byte == b'"').filter(|text| text.starts_with(b"nvs1-")).map(<[u8]>::to_vec).collect()) |input| {
+        let Ok(text) = std::str::from_utf8(input) else { return };
+        let Ok(read) = crate::vault::Share::parse(text) else { return };
+        assert_eq!(secrecy::ExposeSecret::expose_secret(&read.text()), text);
+    };
     proof_file(files(".tlog-proof")) |input| {
         let Ok(read) = ProofFile::parse(input) else { return };
         assert_eq!(read.encode().as_bytes(), input);

@@ -4,7 +4,7 @@
 //! secret of a webhook, which both ends need, is returned once, when it is made.
 //!
 //! ```text
-//! slot secret (key file | KMS | passphrase → Argon2id)        one row for each slot       slots, key_file, kms, passphrase
+//! slot secret (key file | KMS | passphrase → Argon2id | shares) one row for each slot     slots, key_file, kms, passphrase, share
 //!   └ wraps ROOT   32 random bytes, exists only in memory     vault_slots.wrapped_root    root
 //!       ├ makes the keys of backups                           –                           backup
 //!       └ wraps KEK v1 … vn                                   vault_keks.wrapped          root
@@ -32,7 +32,10 @@
 //! Invariants, each with a test:
 //! - A row moved to another place, or one field of which was changed, does not open.
 //! - An opened seed that does not make the public key of its row is a fatal error for that key.
-//! - A wrong passphrase or key file is told by the slot's check value, before anything is unwrapped.
+//! - A wrong passphrase or key file, and shares that are not genuine, are told by the slot's check value, before anything
+//!   is unwrapped.
+//! - Shares are combined only when each belongs to the same split of the same slot ([`share`]; the arithmetic is in
+//!   `shamir`).
 //! - Cost parameters read from a row are checked against floor and ceiling before any work is done with them.
 //! - What holds a secret prints as `[redacted]`; no error repeats what it could not read.
 //! - ROOT, KEKs and opened seeds lie in locked pages of their own ([`memory`]), wiped when the keyring is locked.
@@ -48,6 +51,8 @@ pub mod passphrase;
 pub mod random;
 pub mod root;
 pub mod seal;
+mod shamir;
+pub mod share;
 pub mod slots;
 pub mod token;
 pub mod webhook;
@@ -66,6 +71,7 @@ pub use nix_key::NixSecretKey;
 pub use passphrase::{KdfCost, Passphrase};
 pub use root::{KekRow, NewVault, OpenVault};
 pub use seal::Sealed;
+pub use share::{Share, ShareCount, SplitKey};
 pub use slots::{SlotKind, SlotRow, SlotSecret};
 pub use webhook::SealedWebhook;
 

@@ -2,8 +2,9 @@
 //!
 //! Never buffers and never stretches: each call is a `getrandom`, so a fork or a snapshot repeats nothing.
 
-use rand::TryRng as _;
+use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
+use rand::{CryptoRng, TryRng as _};
 
 use crate::nix::base32;
 
@@ -32,6 +33,14 @@ pub fn bytes<const N: usize>() -> [u8; N] {
 /// As [`fill`].
 pub fn text<const N: usize>() -> String {
     base32::encode(&bytes::<N>())
+}
+
+/// The system's generator, for what draws numbers by itself.
+///
+/// # Panics
+/// Where it is drawn from, as [`fill`].
+pub(super) fn generator() -> impl CryptoRng {
+    UnwrapErr(SysRng)
 }
 
 /// Whether the system hands out random bytes; to be asked once at start.

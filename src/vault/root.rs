@@ -163,8 +163,16 @@ pub enum UnlockError {
     TooManySlots { found: usize },
     #[error(transparent)]
     Vault(#[from] VaultError),
-    #[error("this {kind} opens no slot of the vault")]
+    #[error("{} opens no slot of the vault", this(*kind))]
     WrongSecret { kind: SlotKind },
+}
+
+/// The secret that was tried, in a sentence.
+fn this(kind: SlotKind) -> String {
+    match kind {
+        SlotKind::Shamir => "what these shares make".to_owned(),
+        _ => format!("this {kind}"),
+    }
 }
 
 #[cfg(test)]

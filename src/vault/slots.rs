@@ -15,6 +15,7 @@ use super::kms::{KmsParams, KmsSecret, ParseKmsParamsError};
 use super::memory::LockedBytes;
 use super::passphrase::{DeriveError, ParseParamsError, Passphrase, PassphraseParams};
 use super::seal::{Binding, SealKey, Sealed};
+use super::share::{ParseSplitError, SplitKey, SplitParams};
 
 /// A row of `vault_slots`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,7 +23,7 @@ pub struct SlotRow {
     pub id: String,
     pub kind: SlotKind,
     /// What the slot key is derived with: empty for a key file, a PHC string without hash for a passphrase; for KMS
-    /// the key's ARN and the encrypted slot key.
+    /// the key's ARN and the encrypted slot key; for shares how it was split.
     pub params: String,
     pub wrapped_root: Sealed,
     /// Key check value: tells a wrong secret from a damaged row. It says nothing about the slot key.
@@ -35,15 +36,17 @@ pub enum SlotKind {
     KeyFile,
     Kms,
     Passphrase,
+    Shamir,
 }
 
 impl SlotKind {
-    /// `key-file`, `kms` or `passphrase`.
+    /// `key-file`, `kms`, `passphrase` or `shamir`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::KeyFile => "key-file",
             Self::Kms => "kms",
             Self::Passphrase => "passphrase",
+            Self::Shamir => "shamir",
         }
     }
 }
@@ -58,7 +61,7 @@ impl FromStr for SlotKind {
     type Err = UnknownSlotKind;
 
     fn from_str(text: &str) -> Result<Self, UnknownSlotKind> {
-        [Self::KeyFile, Self::Kms, Self::Passphrase]
+        [Self::KeyFile, Self::Kms, Self::Passphrase, Self::Shamir]
             .into_iter()
             .find(|kind| kind.as_str() == text)
             .ok_or(UnknownSlotKind)
@@ -77,6 +80,8 @@ pub enum SlotSecret {
     /// Of one slot alone, since each has a slot key of its own.
     Kms(KmsSecret),
     Passphrase(Passphrase),
+    /// A new key that is to be split, or one that shares made.
+    Shamir(SplitKey),
 }
 
 impl SlotSecret {
@@ -86,6 +91,7 @@ impl SlotSecret {
             Self::KeyFile(_) => SlotKind::KeyFile,
             Self::Kms(_) => SlotKind::Kms,
             Self::Passphrase(_) => SlotKind::Passphrase,
+            Self::Shamir(_) => SlotKind::Shamir,
         }
     }
 
@@ -102,6 +108,13 @@ impl SlotSecret {
                 let params: PassphraseParams = params.parse().map_err(SlotError::Params)?;
                 passphrase.slot_key(&params).map_err(SlotError::Derive)
             }
+            Self::Shamir(key) => {
+                let params: SplitParams = params.parse().map_err(SlotError::Split)?;
+                if params != key.params() {
+                    return Err(SlotError::OtherSecret);
+                }
+                Ok(key.slot_key().map_err(VaultError::from)?)
+            }
         }
     }
 
@@ -110,6 +123,7 @@ impl SlotSecret {
             Self::KeyFile(_) => String::new(),
             Self::Kms(secret) => secret.params().to_string(),
             Self::Passphrase(passphrase) => passphrase.new_params().to_string(),
+            Self::Shamir(key) => key.params().to_string(),
         }
     }
 }
@@ -126,6 +140,8 @@ pub enum SlotError {
     OtherSecret,
     #[error("slot's parameters are refused")]
     Params(#[source] ParseParamsError),
+    #[error("slot's parameters are refused")]
+    Split(#[source] ParseSplitError),
     #[error(transparent)]
     Vault(#[from] VaultError),
 }
@@ -175,7 +191,7 @@ fn binding<'a>(cluster_id: &'a str, slot_id: &'a str, kind: SlotKind, params: &'
 }
 
 /// Expanded under a label of its own, so that a published check value tells nothing of the wrapping key.
-fn key_check_value(slot_key: &LockedBytes) -> [u8; 32] {
+pub(super) fn key_check_value(slot_key: &LockedBytes) -> [u8; 32] {
     let mut kcv = [0; 32];
     Hkdf::<Sha256>::from_prk(slot_key.expose())
         .expect("32 bytes: as long as a SHA-256")
@@ -307,10 +323,10 @@ mod tests {
 
     #[test]
     fn kinds_read_back_as_written() {
-        for kind in [SlotKind::KeyFile, SlotKind::Kms, SlotKind::Passphrase] {
+        for kind in [SlotKind::KeyFile, SlotKind::Kms, SlotKind::Passphrase, SlotKind::Shamir] {
             assert_eq!(kind.to_string().parse(), Ok(kind));
         }
-        for text in ["", "keyfile", "Passphrase", "KMS", "shamir"] {
+        for text in ["", "keyfile", "Passphrase", "KMS", "shares"] {
             assert_eq!(text.parse::<SlotKind>(), Err(UnknownSlotKind), "{text}");
         }
     }

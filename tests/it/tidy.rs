@@ -56,6 +56,7 @@ const HOMES: &[(&str, &[&str], &str)] = &[
     ("aws_sdk_s3", &["storage"], "S3 is spoken only in `storage/`"),
     ("aws_smithy_types", &["storage"], "S3 is spoken only in `storage/`"),
     ("argon2", &["vault"], "keys are derived only in `vault/`"),
+    ("vsss_rs", &["vault"], "slot keys are split only in `vault/`"),
     ("chacha20poly1305", &["vault"], "secrets are sealed and opened only in `vault/`"),
     ("SigningKey", &["vault"], "only `vault/` sees a private key in clear"),
     ("clap", &["cli", "config", "main"], "the command line is parsed only in `cli/`"),
