@@ -51,6 +51,8 @@
 //! - What is acknowledged is on the disk. Bookkeeping that is done once more where a power failure takes it waits for no
 //!   flush (`Db::begin_lazy`, `Storage::put_soon`).
 //! - Reads need no key: paths are signed when they are published. A sealed server reads and revokes.
+//! - Shares of a slot key that were handed in lie in locked memory of one replica, for 15 minutes, and in no row
+//!   (`service::shares`).
 //! - A backup is read in one snapshot and opens with any secret of the vault; only one that was verified to its end is
 //!   restored, and only into an empty database (`service::backup`).
 //! - A request never panics the process; an error never holds a secret; each limit is stated, and named when it is hit.

@@ -645,18 +645,72 @@ pub struct VaultView {
     pub state: String,
     /// Whether it was sealed by hand and stays so over restarts.
     pub sealed_by_hand: bool,
+    /// Shares handed in on the replica that answers, for each slot that has some.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shares: Vec<GatheredSharesView>,
     pub slots: Vec<SlotView>,
+}
+
+/// How far a slot is from being opened with shares.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct GatheredSharesView {
+    /// The slot's id.
+    pub slot: String,
+    /// How many different shares open the slot, and how many there are.
+    pub needed: ShareCount,
+    /// In the order in which they came.
+    pub handed_in: Vec<HandedInView>,
+    /// When they are forgotten, if not enough have come.
+    pub until: String,
+}
+
+/// Who handed in a share.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct HandedInView {
+    pub contributor: String,
+    pub at: String,
+}
+
+/// How many shares of a slot key there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ShareCount {
+    /// How many of them open the slot: at least 2.
+    pub threshold: u8,
+    /// How many there are: at most 15.
+    pub of: u8,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct SlotView {
     pub id: String,
-    /// `key-file`, `kms` or `passphrase`.
+    /// `key-file`, `kms`, `passphrase` or `shamir`.
     pub kind: String,
     /// The ARN of the key, of a slot in KMS.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kms_key: Option<String>,
     pub created_at: String,
+    /// Of a slot that shares open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shares: Option<ShareCount>,
+}
+
+/// A slot that was just added.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct SlotAdded {
+    pub id: String,
+    /// `key-file`, `kms`, `passphrase` or `shamir`.
+    pub kind: String,
+    /// The ARN of the key, of a slot in KMS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kms_key: Option<String>,
+    pub created_at: String,
+    /// Of a slot that shares open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shares: Option<ShareCount>,
+    /// The secret `nvs1-…` texts of all shares, if the slot opens with shares: told this once, and kept nowhere.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub share_texts: Vec<String>,
 }
 
 /// A further secret that opens the vault: exactly one of these.
@@ -672,6 +726,9 @@ pub struct SlotCreate {
     /// A key in KMS, which the server uses with credentials of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kms: Option<KmsSlot>,
+    /// The server makes a key and splits it: the answer has the shares.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shares: Option<ShareCount>,
 }
 
 /// A key in AWS KMS, or in what speaks its protocol.
@@ -693,12 +750,15 @@ pub struct PassphraseReplace {
 }
 
 /// `{}` tries what the server's configuration names again, key file, passphrase file and KMS (admin); `{passphrase}` hands
-/// one in.
+/// one in; `{share}` hands in one share of several (admin).
 #[derive(Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UnsealRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub passphrase: Option<String>,
+    /// `nvs1-…`: one of those that are needed, each handed in by another administrator.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share: Option<String>,
 }
 
 // --- the server itself ---

@@ -157,10 +157,15 @@ async fn list(args: ListArgs, context: &Context) -> Result<(), Failure> {
 /// A failure of a backup, with what to do.
 pub fn refused(error: BackupError) -> Failure {
     let hint = match &error {
-        BackupError::Unlock(UnlockError::WrongSecret { .. } | UnlockError::NoSlot { .. }) => {
-            Some("name what opened the vault when the backup was made, with --key-file or --passphrase-file")
+        BackupError::Unlock(UnlockError::WrongSecret { .. } | UnlockError::NoSlot { .. }) => Some(
+            "name what opened the vault when the backup was made, with --key-file, --passphrase-file or --share-file",
+        ),
+        BackupError::Sealed => {
+            Some("add --key-file, --passphrase-file or --share-file with a secret that opens the vault")
         }
-        BackupError::Sealed => Some("add --key-file or --passphrase-file with a secret that opens the vault"),
+        BackupError::Shares(_) => {
+            Some("add --share-file FILE once for each share that is needed, all of one slot")
+        }
         BackupError::NotEmpty { .. } => {
             Some("name an empty database in the configuration; what is in this one would be lost")
         }

@@ -3,7 +3,7 @@
 //!
 //! Never takes a passphrase as an argument.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use secrecy::ExposeSecret as _;
@@ -14,8 +14,8 @@ use super::failure::{Exit, Failure};
 use super::hardening::harden;
 use super::{Context, serve, server};
 use crate::config::{Config, DatabaseUrl, Flags};
-use crate::service::{BackupError, Configured, Service, TrialError, Tried, VaultRows};
-use crate::vault::{KeyFile, Passphrase, SlotSecret};
+use crate::service::{BackupError, Configured, Service, TrialError, Tried, VaultRows, VaultSecret};
+use crate::vault::{KeyFile, Passphrase, Share, SlotSecret};
 
 /// Which server it is about.
 #[derive(Debug, Args)]
@@ -63,35 +63,42 @@ pub struct SecretArgs {
     /// File that holds a passphrase that opens the vault, or `-` for stdin
     #[arg(long, value_name = "FILE", conflicts_with = "key_file")]
     passphrase_file: Option<PathBuf>,
+    /// File that holds a share of a key that opens the vault; once for each share that is needed
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["key_file", "passphrase_file"])]
+    share_file: Vec<PathBuf>,
 }
 
 impl SecretArgs {
     /// The secret that the command line names, if it names one.
-    pub fn given(&self) -> Result<Option<SlotSecret>, Failure> {
+    pub fn given(&self) -> Result<Option<VaultSecret>, Failure> {
+        if !self.share_file.is_empty() {
+            let shares = self.share_file.iter().map(|path| read_share(path));
+            return Ok(Some(VaultSecret::Shares(shares.collect::<Result<_, _>>()?)));
+        }
         if let Some(path) = &self.key_file {
-            return Ok(Some(SlotSecret::KeyFile(KeyFile::read(path).map_err(told)?)));
+            return Ok(Some(SlotSecret::KeyFile(KeyFile::read(path).map_err(told)?).into()));
         }
         let Some(path) = &self.passphrase_file else { return Ok(None) };
         let text = ask::secret_from_file(path, "passphrase")?;
         let passphrase = Passphrase::parse(text.expose_secret().as_bytes()).map_err(told)?;
-        Ok(Some(SlotSecret::Passphrase(passphrase)))
+        Ok(Some(SlotSecret::Passphrase(passphrase).into()))
     }
 
     /// The same, or what the configuration names that opens the vault with these rows, or what somebody types.
-    pub async fn read(&self, config: &Config, rows: &VaultRows) -> Result<SlotSecret, Failure> {
+    pub async fn read(&self, config: &Config, rows: &VaultRows) -> Result<VaultSecret, Failure> {
         if let Some(secret) = self.given()? {
             return Ok(secret);
         }
         if opens_by_hand(config) && ask::is_attended() {
             let text = ask::prompt_secret("Passphrase, not shown")?;
             let passphrase = Passphrase::parse(text.expose_secret().as_bytes()).map_err(told)?;
-            return Ok(SlotSecret::Passphrase(passphrase));
+            return Ok(SlotSecret::Passphrase(passphrase).into());
         }
-        let hint = "name what opens the vault with --key-file or --passphrase-file";
+        let hint = "name what opens the vault with --key-file, --passphrase-file or --share-file";
         let mut refusals = Vec::new();
         for Tried { outcome, .. } in server::vault_settings(config).try_on(rows).await {
             match outcome {
-                Ok(fitting) => return Ok(fitting.secret),
+                Ok(fitting) => return Ok(fitting.secret.into()),
                 Err(TrialError::Unlock(error)) => refusals.push(refused(BackupError::Unlock(error))),
                 Err(error) => refusals.push(told(error).hint(hint)),
             }
@@ -101,6 +108,13 @@ impl SecretArgs {
         Err(first
             .unwrap_or_else(|| Failure::new(Exit::Failure, "nothing is configured that opens the vault")))
     }
+}
+
+/// A share that somebody keeps in a file, with the space around it.
+fn read_share(path: &Path) -> Result<Share, Failure> {
+    let text = ask::secret_from_file(path, "share")?;
+    let share = Share::parse(text.expose_secret().trim());
+    share.map_err(|error| Failure::caused(format!("cannot use {}", path.display()), error))
 }
 
 /// Whether no key is given at all, as after a first start with a passphrase that was not left behind.

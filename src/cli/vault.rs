@@ -1,10 +1,11 @@
 //! `narvault vault`: the vault that holds the signing keys.
 //!
-//! Never takes a passphrase as an argument, and never echoes one.
+//! Never takes a passphrase or a share as an argument, and never echoes one.
 
+mod shares;
 mod words;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use data_encoding::BASE64;
@@ -16,7 +17,8 @@ use super::failure::{Exit, Failure};
 use super::hardening::harden;
 use super::text::{Fields, moment};
 use crate::api::{KmsSlot, PassphraseReplace, SlotCreate, SlotView, UnsealRequest, VaultView};
-use crate::vault::KeyFile;
+use crate::client::Client;
+use crate::vault::{KeyFile, ShareCount};
 
 #[derive(Debug, Subcommand)]
 pub enum VaultCommand {
@@ -73,6 +75,12 @@ pub struct AddArgs {
     /// A key in KMS, by its ARN, id or alias; the server uses it with AWS credentials of its own
     #[arg(long, value_name = "KEY-ID", conflicts_with_all = ["passphrase_file", "key_file"])]
     kms: Option<String>,
+    /// Make a key and split it: K of the N shares, which are shown once, open the vault
+    #[arg(long, value_name = "K/N", conflicts_with_all = ["key_file", "passphrase_file", "kms"])]
+    shares: Option<ShareCount>,
+    /// Write each share to a file of its own in this folder, instead of to stdout
+    #[arg(long, value_name = "FOLDER", requires = "shares")]
+    out_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -98,6 +106,15 @@ pub struct UnsealArgs {
     /// Try the server's own key file, passphrase file and KMS again
     #[arg(long, conflicts_with = "passphrase_file")]
     configured: bool,
+    /// Hand in a share, and be asked for it
+    #[arg(long, conflicts_with_all = ["configured", "passphrase_file"])]
+    share: bool,
+    /// Hand in the share that this file holds, or `-` for stdin
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["configured", "passphrase_file", "share"])]
+    share_file: Option<PathBuf>,
+    /// Make the replica that answers forget the shares that were handed in
+    #[arg(long, conflicts_with_all = ["configured", "passphrase_file", "share", "share_file"])]
+    cancel_shares: bool,
 }
 
 #[derive(Debug, Args)]
@@ -112,15 +129,7 @@ pub async fn run(command: VaultCommand, context: &Context) -> Result<(), Failure
     harden()?;
     let client = context.client()?;
     let vault = match command {
-        VaultCommand::Slot(SlotCommand::Add(args)) => {
-            let slot = client.slot_add(&new_slot(args)?).await?;
-            if let Some(key) = &slot.kms_key {
-                context.printer.note(&format!(
-                    "a server opens by this slot at its start if its configuration has `vault.kms.key_id = \"{key}\"`"
-                ));
-            }
-            return context.printer.answer(&slot, |slot| format!("{}\n", slot_line(slot)));
-        }
+        VaultCommand::Slot(SlotCommand::Add(args)) => return add_slot(args, &client, context).await,
         VaultCommand::Slot(SlotCommand::Remove(args)) => {
             let question = format!("Remove slot {}? Its secret will not open the vault any more.", args.slot);
             ask::confirm(&question, args.yes, Unattended::Refuse)?;
@@ -135,7 +144,8 @@ pub async fn run(command: VaultCommand, context: &Context) -> Result<(), Failure
             return context.printer.answer(&slot, |slot| format!("{}\n", slot_line(slot)));
         }
         VaultCommand::Status(StatusArgs {}) => client.vault().await?,
-        VaultCommand::Unseal(args) => client.vault_unseal(&unseal_request(args)?).await?,
+        VaultCommand::Unseal(args) if args.cancel_shares => client.vault_shares_cancel().await?,
+        VaultCommand::Unseal(args) => unseal(&unseal_request(args)?, &client, context).await?,
         VaultCommand::Seal(args) => {
             let question = "Seal the vault? Nothing is signed until it is unsealed by hand.";
             ask::confirm(question, args.yes, Unattended::Proceed)?;
@@ -145,19 +155,53 @@ pub async fn run(command: VaultCommand, context: &Context) -> Result<(), Failure
     context.printer.answer(&vault, fields)
 }
 
+async fn unseal(request: &UnsealRequest, client: &Client, context: &Context) -> Result<VaultView, Failure> {
+    match client.vault_unseal(request).await {
+        // A passphrase is right enough by itself, and who has a token that ran out gets no other one while sealed.
+        Err(error) if error.status() == Some(401) && request.passphrase.is_some() => {
+            let anyone = context.client_of(context.server(None)?, None)?;
+            Ok(anyone.vault_unseal(request).await?)
+        }
+        answered => Ok(answered?),
+    }
+}
+
 fn unseal_request(args: UnsealArgs) -> Result<UnsealRequest, Failure> {
     if args.configured {
-        return Ok(UnsealRequest { passphrase: None });
+        return Ok(UnsealRequest::default());
+    }
+    if args.share || args.share_file.is_some() {
+        let share = shares::given(args.share_file.as_deref())?;
+        return Ok(UnsealRequest {
+            share: Some(share.expose_secret().to_owned()),
+            ..UnsealRequest::default()
+        });
     }
     let passphrase = match &args.passphrase_file {
         Some(file) => ask::secret_from_file(file, "passphrase")?,
         None if ask::is_attended() => ask::prompt_secret("Passphrase, not shown")?,
         None => {
             return Err(Failure::new(Exit::Usage, "nobody is there to type a passphrase")
-                .hint("add `--passphrase-file FILE`, or `--configured`"));
+                .hint("add `--passphrase-file FILE`, `--share-file FILE`, or `--configured`"));
         }
     };
-    Ok(UnsealRequest { passphrase: Some(passphrase.expose_secret().to_owned()) })
+    let passphrase = Some(passphrase.expose_secret().to_owned());
+    Ok(UnsealRequest { passphrase, ..UnsealRequest::default() })
+}
+
+async fn add_slot(args: AddArgs, client: &Client, context: &Context) -> Result<(), Failure> {
+    if let Some(count) = args.shares {
+        return shares::add_slot(count, args.out_dir.as_deref(), client, context).await;
+    }
+    let added = client.slot_add(&new_slot(args)?).await?;
+    if let Some(key) = &added.kms_key {
+        context.printer.note(&format!(
+            "a server opens by this slot at its start if its configuration has `vault.kms.key_id = \"{key}\"`"
+        ));
+    }
+    context
+        .printer
+        .answer(&added, |added| format!("{} {}, since {}\n", added.kind, added.id, moment(&added.created_at)))
 }
 
 fn new_slot(args: AddArgs) -> Result<SlotCreate, Failure> {
@@ -171,9 +215,14 @@ fn new_slot(args: AddArgs) -> Result<SlotCreate, Failure> {
     if let Some(key_id) = args.kms {
         return Ok(SlotCreate { kms: Some(KmsSlot { key_id }), ..SlotCreate::default() });
     }
-    let hint = "add `--passphrase-file FILE`, `--key-file FILE` or `--kms KEY-ID`";
-    let passphrase = new_passphrase(args.passphrase_file.as_deref(), hint)?;
-    Ok(SlotCreate { passphrase: Some(passphrase.expose_secret().to_owned()), ..SlotCreate::default() })
+    let passphrase = match &args.passphrase_file {
+        Some(file) => ask::secret_from_file(file, "passphrase")?,
+        None => new_passphrase(
+            "add `--passphrase-file FILE`, `--key-file FILE`, `--kms KEY-ID` or `--shares K/N`",
+        )?,
+    };
+    let passphrase = Some(passphrase.expose_secret().to_owned());
+    Ok(SlotCreate { passphrase, ..SlotCreate::default() })
 }
 
 fn passphrase_change(args: ChangeArgs) -> Result<PassphraseReplace, Failure> {
@@ -183,16 +232,16 @@ fn passphrase_change(args: ChangeArgs) -> Result<PassphraseReplace, Failure> {
         None if ask::is_attended() => ask::prompt_secret("The passphrase until now, not shown")?,
         None => return Err(Failure::new(Exit::Usage, "nobody is there to type a passphrase").hint(hint)),
     };
-    let new = new_passphrase(args.new_file.as_deref(), hint)?;
+    let new = match &args.new_file {
+        Some(file) => ask::secret_from_file(file, "passphrase")?,
+        None => new_passphrase(hint)?,
+    };
     let [former, new] = [former, new].map(|text| text.expose_secret().to_owned());
     Ok(PassphraseReplace { former, new })
 }
 
-/// A new passphrase out of a file, or typed twice.
-fn new_passphrase(file: Option<&Path>, hint: &'static str) -> Result<SecretString, Failure> {
-    if let Some(file) = file {
-        return ask::secret_from_file(file, "passphrase");
-    }
+/// A passphrase that somebody types twice. `hint` says what to do where nobody can.
+pub(super) fn new_passphrase(hint: &str) -> Result<SecretString, Failure> {
     if !ask::is_attended() {
         return Err(Failure::new(Exit::Usage, "nobody is there to type a passphrase").hint(hint));
     }
@@ -209,6 +258,7 @@ fn fields(vault: &VaultView) -> String {
         .with("state", &vault.state)
         .with("sealed by hand", if vault.sealed_by_hand { "yes" } else { "no" })
         .with_all("slots", vault.slots.iter().map(slot_line))
+        .with_some("shares", shares::progress(vault))
         .with("opens by", words::opens_by(&vault.slots))
         .with_all("if lost", words::if_lost(&vault.slots))
         .text()
@@ -216,5 +266,9 @@ fn fields(vault: &VaultView) -> String {
 
 fn slot_line(slot: &SlotView) -> String {
     let key = slot.kms_key.as_ref().map(|key| format!(", key {key}")).unwrap_or_default();
-    format!("{} {}, since {}{key}", slot.kind, slot.id, moment(&slot.created_at))
+    let line = format!("{} {}, since {}{key}", slot.kind, slot.id, moment(&slot.created_at));
+    match slot.shares {
+        None => line,
+        Some(count) => format!("{line}: {}", shares::needs(count)),
+    }
 }

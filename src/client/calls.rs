@@ -20,10 +20,10 @@ use crate::api::{
     PathDelete, PathDeleted, PathProofQuery, PathQuery, PathSummary, PathView, PublicKeysQuery,
     PublishAnswer, PublishRequest, QuarantineCreate, QuarantineOutcome, QuarantineQuery, QuarantineView,
     RestoreCreate, RestoreOutcome, RevokeRequest, Revoked, RotationCreate, RotationEdit, RotationView,
-    SlotCreate, SlotView, StoredAnswer, StoredRequest, TokenCreate, TokenIssued, TokenQuery, TokenRenew,
-    TokenReport, TokenView, UnloggedSignature, UnsealRequest, UploadComplete, UploadOpen, UploadPart,
-    UploadView, VaultView, VersionView, WebhookCreate, WebhookCreated, WebhookEdit, WebhookView, Whoami,
-    WithdrawalView, WithdrawnPath, WithdrawnQuery,
+    SlotAdded, SlotCreate, SlotView, StoredAnswer, StoredRequest, TokenCreate, TokenIssued, TokenQuery,
+    TokenRenew, TokenReport, TokenView, UnloggedSignature, UnsealRequest, UploadComplete, UploadOpen,
+    UploadPart, UploadView, VaultView, VersionView, WebhookCreate, WebhookCreated, WebhookEdit, WebhookView,
+    Whoami, WithdrawalView, WithdrawnPath, WithdrawnQuery,
 };
 use crate::nix::hash::Sha256Digest;
 
@@ -550,18 +550,25 @@ impl Client {
         self.answer(self.api(Method::GET, &["vault"])?).await
     }
 
-    /// Opens the vault of the replica that answers. A passphrase is right enough by itself; `{}` needs a token.
+    /// Opens the vault of the replica that answers. A passphrase is right enough by itself; `{}` and a share need a token.
     pub async fn vault_unseal(&self, body: &UnsealRequest) -> Result<VaultView, Error> {
-        if body.passphrase.is_some() {
+        if body.passphrase.is_some() || body.share.is_some() {
             self.require_secrecy()?;
-        } else {
+        }
+        if body.passphrase.is_none() {
             self.require_token()?;
         }
         self.answer(self.api(Method::POST, &["vault", "unseal"])?.json(body)).await
     }
 
-    /// Adds a secret that opens the vault.
-    pub async fn slot_add(&self, body: &SlotCreate) -> Result<SlotView, Error> {
+    /// Makes the replica that answers forget the shares that were handed in.
+    pub async fn vault_shares_cancel(&self) -> Result<VaultView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::DELETE, &["vault", "unseal"])?).await
+    }
+
+    /// Adds a secret that opens the vault. The answer may have shares, which are told this once.
+    pub async fn slot_add(&self, body: &SlotCreate) -> Result<SlotAdded, Error> {
         self.require_token()?;
         self.answer(self.api(Method::POST, &["vault", "slots"])?.json(body)).await
     }

@@ -107,7 +107,7 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(log::openings))
         .routes(routes!(audit::list))
         .routes(routes!(vault::show))
-        .routes(routes!(vault::unseal))
+        .routes(routes!(vault::unseal, vault::cancel_shares))
         .routes(routes!(vault::seal))
         .routes(routes!(vault::add_slot))
         .routes(routes!(vault::change_passphrase))

@@ -21,14 +21,14 @@ use self::header::Header;
 pub use self::schedule::{BackupSchedule, StoredBackup, list_backups, stored_backup};
 pub use self::verify::{BackupReport, TableCount, VerifiedBackup, backup_vault, verify_backup};
 use self::writer::BackupWriter;
-use super::{Call, Error, Service};
+use super::{Call, Error, Service, VaultSecret};
 use crate::access::Action;
 use crate::db::audit::Outcome;
 use crate::db::backup::{self, TABLES};
 use crate::db::{Gate, Tx, cluster, log, vault};
 use crate::storage::Upload;
 use crate::vault::backup::BACKUP_SALT_BYTES;
-use crate::vault::{BackupKey, OpenVault, SlotSecret, random};
+use crate::vault::{BackupKey, OpenVault, random};
 
 /// Where a backup goes. What was written to it is to be thrown away unless the backup came to its end.
 pub enum BackupTarget {
@@ -51,7 +51,7 @@ impl Service {
     pub async fn back_up(
         &self,
         call: &Call,
-        secret: Option<SlotSecret>,
+        secret: Option<VaultSecret>,
         target: BackupTarget,
     ) -> Result<(BackupTarget, WrittenBackup), BackupError> {
         self.require(call, &Action::Administer, "backup", "").await?;
@@ -100,7 +100,7 @@ impl Service {
     async fn backup_key(
         &self,
         header: &Header,
-        secret: Option<SlotSecret>,
+        secret: Option<VaultSecret>,
     ) -> Result<BackupKey, BackupError> {
         match secret {
             Some(secret) => Ok(open_vault(header, secret).await?.backup_key(&header.salt)),
@@ -120,8 +120,9 @@ impl Service {
 }
 
 /// Opens the vault that a backup is of. A passphrase takes a second.
-async fn open_vault(header: &Header, secret: SlotSecret) -> Result<OpenVault, BackupError> {
+async fn open_vault(header: &Header, secret: VaultSecret) -> Result<OpenVault, BackupError> {
     let (cluster_id, slots, keks) = (header.cluster_id.clone(), header.slots.clone(), header.keks.clone());
+    let secret = secret.into_slot_secret(&cluster_id, &slots)?;
     let opened =
         tokio::task::spawn_blocking(move || OpenVault::open(&cluster_id, &slots, &keks, &secret)).await;
     let opened = opened.map_err(|panic| BackupError::Service(Error::Internal(panic.into())))?;

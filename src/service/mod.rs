@@ -38,6 +38,7 @@ mod release;
 mod rollback;
 mod scrub;
 mod setup;
+mod shares;
 mod sign;
 mod slots;
 mod status;
@@ -88,7 +89,8 @@ pub use recover::Recovery;
 pub use rollback::Rollback;
 pub use scrub::{ScrubFinding, Scrubbed};
 pub use setup::{FIRST_ADMIN, FIRST_CACHE, FirstStart};
-pub use slots::{NewSlot, SlotId};
+pub use shares::{GatheredShares, HandedIn, SHARES_MINUTES};
+pub use slots::{AddedSlot, NewSlot, SlotId};
 pub use status::Backlog;
 pub use takedown::{
     QuarantineId, QuarantineRequest, Quarantined, Restored, TAKEN_NAMED_MAX, TakedownTarget, WhatIf,
@@ -96,7 +98,7 @@ pub use takedown::{
 pub use tokens::{IssuedToken, TokenQuery, TokenRequest, Whoami};
 pub use uploads::{NewPart, UploadDetails, WholeFile};
 pub use vault::{
-    Configured, Fitting, Slot, TrialError, Tried, Unseal, VaultRows, VaultSettings, VaultStatus,
+    Configured, Fitting, Slot, TrialError, Tried, Unseal, VaultRows, VaultSecret, VaultSettings, VaultStatus,
 };
 pub use webhooks::{EventKind, NewWebhook, WebhookChange, WebhookId};
 
@@ -175,7 +177,7 @@ struct Inner {
     watch: Watch,
     /// `None`: nobody asked for backups to storage.
     backups: Option<BackupSchedule>,
-    /// Tries of claims, passphrases and reports, by address.
+    /// Tries of claims, passphrases, shares and reports, by address.
     secret_tries: RateLimiter,
     /// Denials written down, by address.
     denials: RateLimiter,

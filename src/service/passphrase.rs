@@ -115,7 +115,7 @@ mod tests {
         let server = TestService::start(test).await;
         let admin = server.admin().await;
         let added = server.service.add_slot(&admin, NewSlot::passphrase(FORMER).unwrap()).await.unwrap();
-        (server, admin, added.id)
+        (server, admin, added.slot.id)
     }
 
     fn change(former: &str, new: &str) -> PassphraseChange {

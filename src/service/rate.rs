@@ -1,4 +1,4 @@
-//! Limits per address for what anybody may try: claims, passphrases, reports of leaked tokens.
+//! Limits per address for what anybody may try: claims, passphrases, shares, reports of leaked tokens.
 //!
 //! Never used for checking tokens: they cannot be guessed, and one expired CI job must not lock out its
 //! neighbours.

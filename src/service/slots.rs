@@ -12,7 +12,8 @@ use crate::access::Action;
 use crate::db::{Gate, restarting, vault};
 use crate::kms::{KmsKeyId, SlotPlace};
 use crate::vault::root::SLOTS_MAX;
-use crate::vault::{KeyFile, Passphrase, SlotKind, SlotSecret};
+use crate::vault::slots::SlotError;
+use crate::vault::{KeyFile, Passphrase, Share, ShareCount, SlotKind, SlotSecret, SplitKey, VaultError};
 
 /// The id of a slot: UUIDv7 text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +71,13 @@ impl NewSlot {
         }
     }
 
+    /// A random key, split into `of` shares, any `threshold` of which open the vault.
+    pub fn shares(threshold: u8, of: u8) -> Result<Self> {
+        let count = ShareCount::new(threshold, of).map_err(|error| Rejection::value("shares", error))?;
+        let key = SplitKey::generate(count).map_err(VaultError::from)?;
+        Ok(Self(Wanted::Secret(SlotSecret::Shamir(key))))
+    }
+
     fn kind(&self) -> SlotKind {
         match &self.0 {
             Wanted::Kms(_) => SlotKind::Kms,
@@ -78,9 +86,29 @@ impl NewSlot {
     }
 }
 
+/// The shares of a slot that `secret` opens; none, if that is something else.
+fn split(
+    secret: &SlotSecret,
+    cluster_id: &str,
+    slot_id: &str,
+) -> std::result::Result<Vec<Share>, VaultError> {
+    match secret {
+        SlotSecret::Shamir(key) => Ok(key.split(cluster_id, slot_id)?),
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// A slot that was just added.
+#[derive(Debug)]
+pub struct AddedSlot {
+    pub slot: Slot,
+    /// What opens it, if that was made here: to be told once, and kept nowhere.
+    pub shares: Vec<Share>,
+}
+
 impl Service {
     /// Adds a slot. Only an open vault can: the slot wraps what is in memory.
-    pub async fn add_slot(&self, call: &Call, new: NewSlot) -> Result<Slot> {
+    pub async fn add_slot(&self, call: &Call, new: NewSlot) -> Result<AddedSlot> {
         self.require(call, &Action::Administer, "vault-slot-add", new.kind().as_str()).await?;
         self.require_open()?;
         let (keyring, id) = (self.inner.keyring.clone(), self.new_id(self.inner.clock.now()));
@@ -92,11 +120,15 @@ impl Service {
             }
             Wanted::Secret(secret) => secret,
         };
-        let made =
-            tokio::task::spawn_blocking(move || keyring.with_vault(|vault| vault.new_slot(&id, &secret)));
-        let slot = made.await.map_err(|panic| Error::Internal(panic.into()))?;
-        let slot = slot.map_err(|error| Error::Internal(error.into()))?;
-        restarting(|| async {
+        let cluster_id = self.inner.cluster_id.clone();
+        let made = tokio::task::spawn_blocking(move || {
+            let shares = split(&secret, &cluster_id, &id)?;
+            let slot = keyring.with_vault(|vault| vault.new_slot(&id, &secret))?;
+            Ok::<_, SlotError>((slot, shares))
+        });
+        let made = made.await.map_err(|panic| Error::Internal(panic.into()))?;
+        let (slot, shares) = made.map_err(|error| Error::Internal(error.into()))?;
+        let slot = restarting(|| async {
             let now = self.inner.clock.now();
             let mut tx = self.inner.db.begin(Gate::Exclusive).await?;
             self.recheck(&mut tx, call, &Action::Administer, now).await?;
@@ -109,9 +141,10 @@ impl Service {
             let detail = shown.detail("add");
             self.record(&mut tx, call, vec![slot_act("vault-slot-add", &slot.id, detail)], now).await?;
             tx.commit().await?;
-            Ok(shown)
+            Ok::<_, Error>(shown)
         })
-        .await
+        .await?;
+        Ok(AddedSlot { slot, shares })
     }
 
     /// Removes a slot, also while sealed. Its secret still opens a copy of the database from before.
@@ -135,7 +168,9 @@ impl Service {
             self.record(&mut tx, call, vec![slot_act("vault-slot-remove", &slot.id, detail)], now).await?;
             Ok::<_, Error>(tx.commit().await?)
         })
-        .await
+        .await?;
+        self.inner.door.gathered.forget_slot(id.as_str());
+        Ok(())
     }
 }
 
@@ -158,7 +193,8 @@ mod tests {
             let admin = server.admin().await;
             let first = server.service.vault_status(&admin).await.unwrap().slots.remove(0).id;
 
-            let second = server.service.add_slot(&admin, NewSlot::passphrase(PASSPHRASE).unwrap()).await.unwrap();
+            let second = NewSlot::passphrase(PASSPHRASE).unwrap();
+            let second = server.service.add_slot(&admin, second).await.unwrap().slot;
             server.service.remove_slot(&admin, &first.parse().unwrap()).await.unwrap();
 
             let slots = server.service.vault_status(&admin).await.unwrap().slots;
@@ -198,6 +234,9 @@ mod tests {
             for (refused, why) in [
                 (NewSlot::passphrase("too short"), "at least 14"),
                 (NewSlot::key_file(&[7; 31]), "31 bytes"),
+                (NewSlot::shares(1, 3), "at least 2 needed"),
+                (NewSlot::shares(4, 3), "THRESHOLD/ALL"),
+                (NewSlot::shares(2, 16), "at most 15 in all"),
             ] {
                 assert!(refused.unwrap_err().to_string().contains(why));
             }

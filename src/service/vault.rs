@@ -15,6 +15,7 @@ use serde_json::json;
 pub use self::configured::Configured;
 pub use self::trial::{Fitting, TrialError, Tried, VaultRows};
 use super::audit::Act;
+use super::shares::{Gathered, GatheredShares, misplaced};
 use super::{Call, Conflict, Error, Rejection, Result, Service};
 use crate::access::{Action, Caller};
 use crate::db::standing::Standing;
@@ -22,7 +23,8 @@ use crate::db::{Connection, DbError, Gate, Tx, cluster, vault};
 use crate::kms::{Kms, KmsKeyId, KmsSettings};
 use crate::time::Timestamp;
 use crate::vault::root::UnlockError;
-use crate::vault::{OpenVault, Passphrase, SlotKind, SlotSecret};
+use crate::vault::share::{SharesError, combine};
+use crate::vault::{OpenVault, Passphrase, Share, ShareCount, SlotKind, SlotRow, SlotSecret};
 
 /// What the vault is made and opened with: each of them has a slot, and any one opens it.
 #[derive(Debug, Clone, Default)]
@@ -45,6 +47,8 @@ pub(super) struct Door {
     opened_at: AtomicI64,
     /// One opening at a time: each may take a second and 256 MiB.
     opening: tokio::sync::Mutex<()>,
+    /// Shares handed in so far.
+    pub gathered: Gathered,
 }
 
 impl Door {
@@ -55,6 +59,7 @@ impl Door {
             kms_awaited: AtomicBool::new(false),
             opened_at: AtomicI64::new(NEVER),
             opening: tokio::sync::Mutex::default(),
+            gathered: Gathered::default(),
         }
     }
 
@@ -79,6 +84,34 @@ pub enum Unseal {
     Passphrase(Passphrase),
 }
 
+/// What opens the vault, where somebody has all of it at hand: on the server's host, or beside a backup.
+#[derive(Debug)]
+pub enum VaultSecret {
+    /// Enough shares of one slot, all at once.
+    Shares(Vec<Share>),
+    Slot(SlotSecret),
+}
+
+impl VaultSecret {
+    /// What is to be tried on `slots`.
+    pub(super) fn into_slot_secret(
+        self,
+        cluster_id: &str,
+        slots: &[SlotRow],
+    ) -> std::result::Result<SlotSecret, SharesError> {
+        match self {
+            Self::Shares(shares) => Ok(SlotSecret::Shamir(combine(cluster_id, slots, &shares)?)),
+            Self::Slot(secret) => Ok(secret),
+        }
+    }
+}
+
+impl From<SlotSecret> for VaultSecret {
+    fn from(secret: SlotSecret) -> Self {
+        Self::Slot(secret)
+    }
+}
+
 /// A slot as it may be shown.
 #[derive(Debug, Clone)]
 pub struct Slot {
@@ -87,6 +120,8 @@ pub struct Slot {
     /// The ARN of the key of a KMS slot.
     pub kms_key: Option<String>,
     pub created_at: Timestamp,
+    /// Of a slot that shares open: how many there are, and how many are needed.
+    pub shares: Option<ShareCount>,
 }
 
 /// How the vault stands.
@@ -96,6 +131,8 @@ pub struct VaultStatus {
     pub open: bool,
     /// Sealed by hand, and so over restarts, on every replica.
     pub sealed_by_hand: bool,
+    /// Shares handed in on this replica, for each slot that has some. For administrators; empty for others.
+    pub shares: Vec<GatheredShares>,
     /// For administrators; empty for others.
     pub slots: Vec<Slot>,
 }
@@ -115,16 +152,16 @@ impl Service {
     pub async fn vault_status(&self, call: &Call) -> Result<VaultStatus> {
         let mut connection = self.inner.db.read().await?;
         let row = cluster::read(&mut connection).await?.ok_or(Error::NotFound("vault"))?;
-        let slots = if call.caller.require(&Action::Administer).is_ok() {
-            vault::slots(&mut connection).await?
-        } else {
-            Vec::new()
-        };
-        let shown = slots.into_iter().map(|(slot, created_at)| Slot::of(slot, created_at));
+        let (mut slots, mut shares) = (Vec::new(), Vec::new());
+        if call.caller.require(&Action::Administer).is_ok() {
+            slots = vault::slots(&mut connection).await?;
+            shares = self.inner.door.gathered.shown(row.seal_epoch, self.inner.clock.now());
+        }
         Ok(VaultStatus {
             open: self.is_open(),
             sealed_by_hand: row.sealed_by_hand_at.is_some(),
-            slots: shown.collect(),
+            shares,
+            slots: slots.into_iter().map(|(slot, created_at)| Slot::of(slot, created_at)).collect(),
         })
     }
 
@@ -139,6 +176,7 @@ impl Service {
         self.record(&mut tx, call, vec![door_act("vault-seal", json!({ "epoch": epoch }))], now).await?;
         tx.commit().await?;
         self.inner.keyring.lock();
+        self.inner.door.gathered.forget_all();
         tracing::warn!(epoch, "sealed by hand; reads and revocations go on");
         self.vault_status(call).await
     }
@@ -165,6 +203,26 @@ impl Service {
         self.vault_status(call).await
     }
 
+    /// The rows of this server's vault, for a secret to be tried on. For commands on the host: nobody is asked for a right.
+    pub async fn vault_rows(&self) -> Result<VaultRows> {
+        let mut connection = self.inner.db.read().await?;
+        let slots = vault::slots(&mut connection).await?.into_iter().map(|(slot, _)| slot).collect();
+        let keks = vault::keks(&mut connection).await?;
+        Ok(VaultRows { cluster_id: self.inner.cluster_id.clone(), slots, keks })
+    }
+
+    /// Opens the vault in this process alone, on the server's host: to add a slot to it where no server can be unsealed
+    /// any more, as when the tokens of all keepers of shares have run out. A seal by hand stays.
+    pub async fn open_on_host(&self, secret: VaultSecret) -> Result<()> {
+        let rows = self.vault_rows().await?;
+        let secret = secret.into_slot_secret(&rows.cluster_id, &rows.slots).map_err(misplaced)?;
+        let (call, kind) = (Call::host(), secret.kind());
+        match self.open_with(&call, secret, Opening::OnHost).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.unseal_refused(&call, kind.as_str(), error).await),
+        }
+    }
+
     /// Opens the vault at start with what is configured, unless it was sealed by hand. A vault that does not
     /// open leaves the server sealed: reads go on, and an operator can still unseal it.
     pub async fn open_at_start(&self) -> Result<()> {
@@ -184,12 +242,13 @@ impl Service {
     }
 
     /// Tries the secret on the slots; takes note of the epoch first, so that a seal in between wins.
-    async fn open_with(&self, call: &Call, secret: SlotSecret, opening: Opening) -> Result<()> {
+    pub(super) async fn open_with(&self, call: &Call, secret: SlotSecret, opening: Opening) -> Result<()> {
         let _one_at_a_time = self.inner.door.opening.lock().await;
         let (row, slots, keks) = {
             let mut connection = self.inner.db.read().await?;
             let row = cluster::read(&mut connection).await?.ok_or(Error::NotFound("vault"))?;
-            if opening != Opening::ByHand && row.sealed_by_hand_at.is_some() {
+            let by_itself = matches!(opening, Opening::AtStart | Opening::InBackground);
+            if by_itself && row.sealed_by_hand_at.is_some() {
                 return Err(Conflict::State("the vault was sealed by hand").into());
             }
             if opening == Opening::InBackground && self.is_open() {
@@ -220,6 +279,7 @@ impl Service {
         }
         self.inner.door.opened_at.store(row.seal_epoch, Ordering::Release);
         self.inner.keyring.unlock(opened);
+        self.inner.door.gathered.forget_all();
         // A seal that came since is seen here or by the next poll.
         self.follow_seal_epoch().await?;
         tracing::info!(slot.id = slot_id, "the vault is open");
@@ -227,7 +287,7 @@ impl Service {
     }
 
     /// Writes a secret that opens nothing down as a denial, and hands the error back.
-    async fn unseal_refused(&self, call: &Call, subject: &str, error: Error) -> Error {
+    pub(super) async fn unseal_refused(&self, call: &Call, subject: &str, error: Error) -> Error {
         match error {
             Error::Rejected(_) => self.denied(call, "vault-unseal", subject, error).await,
             other => other,
@@ -265,6 +325,7 @@ impl Service {
     fn follow_seal_epoch_of(&self, present: Option<i64>) {
         if present != Some(self.inner.door.opened_at.load(Ordering::Acquire)) {
             self.inner.keyring.lock();
+            self.inner.door.gathered.forget_all();
             tracing::warn!("sealed: somebody sealed the vault by hand");
         }
     }
@@ -281,6 +342,7 @@ impl Service {
             if let Err(error) = self.follow_seal_epoch().await {
                 tracing::debug!(error = &error as &dyn std::error::Error, "seal epoch not read");
             }
+            self.forget_stale_shares().await;
             tokio::select! {
                 () = self.inner.stop.cancelled() => return,
                 () = tokio::time::sleep(SEAL_PAUSE) => {}
@@ -291,11 +353,13 @@ impl Service {
 
 /// Whether somebody asked for it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Opening {
+pub(super) enum Opening {
     AtStart,
     ByHand,
     /// By this server itself, while it serves.
     InBackground,
+    /// For the work of one command, which no server hears of.
+    OnHost,
 }
 
 fn unlock_failed(error: UnlockError) -> Error {

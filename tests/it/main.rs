@@ -41,6 +41,7 @@ mod revocation;
 mod runbook;
 mod scrub;
 mod secrets;
+mod shares;
 mod signature_log;
 mod slots;
 mod staging;

@@ -311,3 +311,47 @@ async fn opens_with(mut server: TestServer, key_file: &Path) {
     narinfo(&server.http(), &path).await;
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sealed_server_is_opened_by_those_who_have_shares() {
+    const PAGE: &str = "A server that shares open";
+    let server = server().await;
+    let folder = tempfile::tempdir().unwrap();
+    let out_dir = folder.path().to_str().unwrap();
+    let added =
+        server.narvault(["vault", "slot", "add", "--json", "--shares", "2/3", "--out-dir", out_dir]).await;
+    let slot: narvault::api::SlotView = serde_json::from_str(&added.stdout).unwrap();
+    let share = |number: usize| folder.path().join(format!("share-{number}-of-3")).display().to_string();
+    let passphrase = folder.path().join("passphrase");
+    std::fs::write(&passphrase, "correct horse battery staple").unwrap();
+    let mut readers = Vec::new();
+    for (name, number) in [("alice", 1), ("bob", 3)] {
+        let token = server.token(name, &["admin"]).await.text;
+        let reader = Reader::of(PAGE).with("NARVAULT_URL", &server.url).with("NARVAULT_TOKEN", &token);
+        readers.push(reader.with("SHARE", &share(number)));
+    }
+    let [alice, bob] = &mut readers[..] else { panic!("two keepers") };
+    server.admin().vault_seal().await.unwrap();
+
+    let told = alice.goes_on().await;
+    assert!(told.contains("1 of 2") && told.contains("by alice"), "{told}");
+    bob.goes_on().await;
+    assert_eq!(server.admin().vault().await.unwrap().state, "open");
+    server.admin().vault_seal().await.unwrap();
+    bob.set("OTHER", &share(2));
+    bob.set("PASSPHRASE", passphrase.to_str().unwrap());
+    bob.set("SLOT", &slot.id);
+    bob.on(&server.site);
+    bob.goes_on().await;
+    assert_eq!(server.admin().vault().await.unwrap().state, "open");
+    bob.goes_on().await;
+    bob.ends();
+
+    let slots = server.admin().vault().await.unwrap().slots;
+    assert_eq!(
+        slots.iter().map(|slot| slot.kind.as_str()).collect::<Vec<_>>(),
+        ["key-file", "passphrase", "shamir"]
+    );
+    assert!(slots.iter().all(|left| left.id != slot.id) && bob.file("new-shares/share-3-of-3").exists());
+    server.stop().await;
+}

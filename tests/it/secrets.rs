@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use data_encoding::{BASE64, BASE64URL_NOPAD, HEXLOWER, HEXUPPER};
-use narvault::api::{ClaimRequest, KeyCreate, RevokeRequest, TokenRenew, UnsealRequest};
+use narvault::api::{
+    ClaimRequest, KeyCreate, RevokeRequest, ShareCount, SlotCreate, TokenRenew, UnsealRequest,
+};
 use narvault::client::Client;
 use reqwest::Method;
 use serde_json::json;
@@ -135,6 +137,10 @@ async fn story(site: &Site, settings: &[(&str, &str)], unseal: &UnsealRequest) -
         heard.answer(&http.put(&format!("/push/main/{}.narinfo", path.hash()), imported.clone()).await);
         heard.answer(&http.get("/api/v1/auth/whoami").await);
     }
+    // Shares, in the answer that tells them and from then on nowhere: one handed in, one that is refused, one that is cut.
+    let count = Some(ShareCount { threshold: 2, of: 3 });
+    let split = admin.slot_add(&SlotCreate { shares: count, ..SlotCreate::default() }).await.unwrap();
+    let [first, second, third] = &split.share_texts[..] else { panic!("{} shares", split.share_texts.len()) };
     // Secrets where they do not belong, and cut, and wrong by a character.
     for authorization in [
         format!("Digest {}", issued.token),
@@ -153,11 +159,21 @@ async fn story(site: &Site, settings: &[(&str, &str)], unseal: &UnsealRequest) -
         ("/api/v1/caches/main/keys", json!({ "secret": imported })),
         ("/api/v1/vault/unseal", json!({ "passphrase": PASSPHRASE, "also": PASSPHRASE })),
         ("/api/v1/vault/unseal", json!({ "passphrase": [PASSPHRASE] })),
+        ("/api/v1/vault/unseal", json!({ "passphrase": first })),
+        ("/api/v1/vault/unseal", json!({ "share": first, "passphrase": PASSPHRASE })),
+        ("/api/v1/vault/unseal", json!({ "share": second })),
+        ("/api/v1/vault/unseal", json!({ "share": [third] })),
+        ("/api/v1/vault/unseal", json!({ "share": second[..second.len() - 1] })),
     ] {
         let request = by_admin.request(Method::POST, path).header("content-type", "application/json");
         heard.answer(&Answer::of(request.body(body.to_string())).await);
     }
     heard.value(&admin.vault_seal().await.unwrap());
+    for share in [first, second] {
+        let request = by_admin.request(Method::POST, "/api/v1/vault/unseal");
+        let request = request.header("content-type", "application/json");
+        heard.answer(&Answer::of(request.body(json!({ "share": share }).to_string())).await);
+    }
     heard.value(&admin.vault_unseal(unseal).await.unwrap());
     let body = RevokeRequest { reason: "left".to_owned(), keep_issued: false };
     heard.value(&admin.token_revoke(&issued.id, &body).await.unwrap());
@@ -192,6 +208,9 @@ async fn story(site: &Site, settings: &[(&str, &str)], unseal: &UnsealRequest) -
         Secret::text("the passphrase", PASSPHRASE),
         Secret::bytes("the seed of an imported key", &SEED),
         Secret::text("an imported key", &imported[..imported.len() - 44]),
+        Secret::text("a share that was handed in", first),
+        Secret::text("a share that was refused", second),
+        Secret::text("a share", third),
     ];
     for secret in &secrets {
         secret.assert_absent("an answer", &heard.0);
@@ -249,7 +268,7 @@ async fn with_a_passphrase_no_secret_is_anywhere() {
     std::fs::write(&file, PASSPHRASE).unwrap();
     std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let settings = [("NARVAULT_VAULT_PASSPHRASE_FILE", file.to_str().unwrap())];
-    let unseal = UnsealRequest { passphrase: Some(PASSPHRASE.to_owned()) };
+    let unseal = UnsealRequest { passphrase: Some(PASSPHRASE.to_owned()), ..UnsealRequest::default() };
 
     let (process, secrets) = story(&site, &settings, &unseal).await;
 

@@ -2,6 +2,7 @@
 //!
 //! Makes no database, no key and no row; only storage that is there gets a probe, which is removed.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::report::Report;
@@ -217,7 +218,12 @@ pub async fn vault(report: &mut Report, config: &Config, known: Known) {
         }
     };
     slots(report, &vault);
-    let by_hand = opens_by_hand(config) && vault.slots.iter().any(|slot| slot.kind == SlotKind::Passphrase);
+    let by_hand = vault.slots.iter().filter_map(|slot| match slot.kind {
+        SlotKind::Passphrase => Some("somebody types the passphrase"),
+        SlotKind::Shamir => Some("its shares are handed in"),
+        SlotKind::KeyFile | SlotKind::Kms => None,
+    });
+    let by_hand: BTreeSet<&str> = by_hand.filter(|_| opens_by_hand(config)).collect();
     let tried = server::vault_settings(config).try_on(&vault).await;
     let opens = tried.iter().any(|tried| tried.outcome.is_ok());
     for Tried { configured, outcome } in tried {
@@ -234,9 +240,12 @@ pub async fn vault(report: &mut Report, config: &Config, known: Known) {
                 ),
                 "reads and revocations go on; `narvault vault unseal --configured` ends it",
             ),
-            (Err(_), _) if by_hand => report.warn(
+            (Err(_), _) if !by_hand.is_empty() => report.warn(
                 PART,
-                "a server that starts is sealed until somebody types the passphrase",
+                format!(
+                    "a server that starts is sealed until {}",
+                    by_hand.iter().copied().collect::<Vec<_>>().join(", or until ")
+                ),
                 "`narvault vault unseal`; or set `vault.passphrase_file`",
             ),
             (Err(error), _) if opens => report.warn(

@@ -2,6 +2,7 @@
 //!
 //! Never says less than the worst: whoever reads it decides by it whether another secret is needed.
 
+use super::shares::spare;
 use crate::api::SlotView;
 
 /// What opens the vault, all in all.
@@ -14,6 +15,12 @@ pub fn opens_by(slots: &[SlotView]) -> String {
              backup, and nobody can bring it back: add a passphrase and keep it on paper, \
              `narvault vault slot add`",
             only.kms_key.as_deref().unwrap_or("its key")
+        ),
+        [SlotView { shares: Some(count), .. }] => format!(
+            "WARNING: shares alone open the vault, any {}; if more than {} are lost, so is every signing key: \
+             add another secret with `narvault vault slot add`",
+            count.threshold,
+            spare(*count)
         ),
         [only] => format!(
             "WARNING: one secret opens the vault, a {}; if it is lost, so is every signing key: \
@@ -56,15 +63,22 @@ fn sentence(kind: &str, or_else: &str) -> String {
             "passphrase: forgotten, it opens nothing any more, and {or_else}. Whoever guesses it and has a copy of the \
              database has every key"
         ),
+        SHAMIR => format!(
+            "shamir: a server that starts is sealed until enough shares are handed in. While enough are left, nothing is \
+             lost: split anew and remove the old slot. With fewer the slot opens nothing, and {or_else}. Whoever gathers \
+             enough, and has a copy of the database, has every key"
+        ),
         other => format!("{other}: a server that starts without it is sealed, and {or_else}"),
     }
 }
 
 const KMS: &str = "kms";
+const SHAMIR: &str = "shamir";
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::ShareCount;
 
     const ARN: &str = "arn:aws:kms:us-east-1:123456789012:key/1";
 
@@ -74,6 +88,7 @@ mod tests {
             kind: (*kind).to_owned(),
             kms_key: (*kind == KMS).then(|| ARN.to_owned()),
             created_at: String::new(),
+            shares: (*kind == SHAMIR).then_some(ShareCount { threshold: 3, of: 5 }),
         };
         kinds.iter().map(slot).collect()
     }
@@ -83,6 +98,7 @@ mod tests {
         for (kinds, warns, words) in [
             (&["key-file"][..], true, "if it is lost, so is every signing key"),
             (&["passphrase"], true, "a passphrase; if it is lost"),
+            (&["shamir"], true, "any 3; if more than 2 are lost"),
             (
                 &["kms"],
                 true,
@@ -100,10 +116,10 @@ mod tests {
 
     #[test]
     fn each_kind_has_its_sentence_once() {
-        let said = if_lost(&slots(&["passphrase", "kms", "key-file", "kms"]));
+        let said = if_lost(&slots(&["passphrase", "kms", "shamir", "key-file", "kms"]));
 
         let kinds: Vec<&str> = said.iter().map(|line| line.split(':').next().unwrap()).collect();
-        assert_eq!(kinds, ["key-file", "kms", "passphrase"]);
+        assert_eq!(kinds, ["key-file", "kms", "passphrase", "shamir"]);
         assert!(said.iter().all(|line| line.contains("another secret has to open it")), "{said:?}");
         assert!(if_lost(&slots(&["kms"]))[0].contains("never decrypts again, and nothing opens it"));
         assert_eq!(if_lost(&[]), Vec::<String>::new());

@@ -365,7 +365,27 @@ fn examples() -> BTreeMap<&'static str, Value> {
                 new: "another horse with another battery".into(),
             }),
         ),
-        ("UnsealRequest", value(&UnsealRequest { passphrase: Some("correct horse battery staple".into()) })),
+        (
+            "SlotAdded",
+            value(&SlotAdded {
+                id: KEY_ID.into(),
+                kind: "shamir".into(),
+                kms_key: None,
+                created_at: "2026-11-22T13:00:00.000Z".into(),
+                shares: Some(SHARE_COUNT),
+                share_texts: vec!["nvs1-agocoaoo…".into(), "nvs1-agocoaoo…".into(), "nvs1-agocoaoo…".into()],
+            }),
+        ),
+        ("ShareCount", value(&SHARE_COUNT)),
+        ("GatheredSharesView", value(&gathered_shares())),
+        ("HandedInView", value(&gathered_shares().handed_in[0])),
+        (
+            "UnsealRequest",
+            value(&UnsealRequest {
+                passphrase: Some("correct horse battery staple".into()),
+                ..UnsealRequest::default()
+            }),
+        ),
         ("SlotView", value(&slot())),
         (
             "UploadComplete",
@@ -390,7 +410,15 @@ fn examples() -> BTreeMap<&'static str, Value> {
                 direct: false,
             }),
         ),
-        ("VaultView", value(&VaultView { state: "open".into(), sealed_by_hand: false, slots: vec![slot()] })),
+        (
+            "VaultView",
+            value(&VaultView {
+                state: "open".into(),
+                sealed_by_hand: false,
+                shares: Vec::new(),
+                slots: vec![slot()],
+            }),
+        ),
         (
             "VersionView",
             value(&VersionView {
@@ -601,6 +629,19 @@ fn slot() -> SlotView {
         kind: "passphrase".into(),
         kms_key: None,
         created_at: "2026-11-22T13:00:00.000Z".into(),
+        shares: None,
+    }
+}
+
+const SHARE_COUNT: ShareCount = ShareCount { threshold: 2, of: 3 };
+
+fn gathered_shares() -> GatheredSharesView {
+    let alice = HandedInView { contributor: "alice".into(), at: "2026-11-22T13:06:00.000Z".into() };
+    GatheredSharesView {
+        slot: KEY_ID.into(),
+        needed: SHARE_COUNT,
+        handed_in: vec![alice],
+        until: "2026-11-22T13:21:00.000Z".into(),
     }
 }
 

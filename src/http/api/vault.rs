@@ -4,13 +4,19 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use data_encoding::BASE64;
+use secrecy::ExposeSecret as _;
 
 use super::extract::{Anyone, Holder, Named, Result, Unread};
 use super::refusals::{Conflicts, KmsAway, Limited, Sealed, ToSome, Unknown, WithBody};
 use crate::access::Action;
-use crate::api::{PassphraseReplace, SlotCreate, SlotView, UnsealRequest, VaultView};
+use crate::api::{
+    GatheredSharesView, HandedInView, PassphraseReplace, ShareCount, SlotAdded, SlotCreate, SlotView,
+    UnsealRequest, VaultView,
+};
 use crate::http::App;
-use crate::service::{NewSlot, PassphraseChange, Rejection, Slot, SlotId, Unseal, VaultStatus};
+use crate::service::{
+    AddedSlot, GatheredShares, NewSlot, PassphraseChange, Rejection, Slot, SlotId, Unseal, VaultStatus,
+};
 
 /// Show the vault's state
 ///
@@ -28,12 +34,15 @@ pub(super) async fn show(State(app): State<App>, Holder(call): Holder) -> Result
 /// Unseal the vault
 ///
 /// Opens the replica that answers. `{}` tries the configured key file, passphrase file and KMS again and needs an
-/// admin token; `{"passphrase": …}` is right enough by itself, and limited per address. A sealing by hand is
-/// lifted for the others too, at their next start or unseal.
+/// admin token; `{"passphrase": …}` is right enough by itself, and limited per address. `{"share": …}` hands in one of
+/// several shares: each by another administrator, on the same replica, within 15 minutes of the first one; `shares` in
+/// the answer says how many are still missing, and the last one opens the vault. A sealing by hand is lifted for the
+/// others too, at their next start or unseal.
 #[utoipa::path(
     post, path = "/api/v1/vault/unseal", operation_id = "vault_unseal", tag = "vault",
     request_body = UnsealRequest,
-    responses((status = 200, description = "How it stands now", body = VaultView), ToSome, WithBody, KmsAway, Limited),
+    responses((status = 200, description = "How it stands now", body = VaultView),
+        ToSome, Conflicts, WithBody, KmsAway, Limited),
     security((), ("bearer" = ["admin"]), ("basic" = ["admin"])),
 )]
 pub(super) async fn unseal(
@@ -42,11 +51,28 @@ pub(super) async fn unseal(
     body: Unread,
 ) -> Result<Json<VaultView>> {
     let asked: UnsealRequest = body.json().await?;
-    let with = match asked.passphrase {
-        None => Unseal::Configured,
-        Some(text) => Unseal::passphrase(&text)?,
+    let status = match (asked.passphrase, asked.share) {
+        (None, None) => app.service.unseal(&call, Unseal::Configured).await?,
+        (Some(text), None) => app.service.unseal(&call, Unseal::passphrase(&text)?).await?,
+        (None, Some(text)) => app.service.hand_in_share(&call, &text.into()).await?,
+        (Some(_), Some(_)) => {
+            return Err(Rejection::value("share", "give at most one of `passphrase` and `share`").into());
+        }
     };
-    Ok(Json(view(app.service.unseal(&call, with).await?)))
+    Ok(Json(view(status)))
+}
+
+/// Forget the shares
+///
+/// Those that were handed in on the replica that answers, and were not enough yet. They are handed in again from the
+/// first one on.
+#[utoipa::path(
+    delete, path = "/api/v1/vault/unseal", operation_id = "vault_shares_cancel", tag = "vault",
+    responses((status = 200, description = "How it stands now", body = VaultView), ToSome),
+    security(("bearer" = ["admin"]), ("basic" = ["admin"])),
+)]
+pub(super) async fn cancel_shares(State(app): State<App>, Holder(call): Holder) -> Result<Json<VaultView>> {
+    Ok(Json(view(app.service.cancel_shares(&call).await?)))
 }
 
 /// Seal the vault
@@ -65,11 +91,13 @@ pub(super) async fn seal(State(app): State<App>, Holder(call): Holder) -> Result
 /// Add a slot
 ///
 /// A further secret that opens the vault, any one of which is enough. A passphrase takes the server a second. A key in
-/// KMS encrypts a random slot key, and decrypts it again to see that this server may.
+/// KMS encrypts a random slot key, and decrypts it again to see that this server may. With `{"shares": …}` the server
+/// makes a key and splits it; the answer has the shares, which are told this once: each is to be given to another
+/// person.
 #[utoipa::path(
     post, path = "/api/v1/vault/slots", operation_id = "slot_add", tag = "vault",
     request_body = SlotCreate,
-    responses((status = 201, description = "The slot; never a secret", body = SlotView),
+    responses((status = 201, description = "The slot, with its shares if it has some", body = SlotAdded),
         ToSome, Conflicts, WithBody, Sealed),
     security(("bearer" = ["admin"]), ("basic" = ["admin"])),
 )]
@@ -77,24 +105,25 @@ pub(super) async fn add_slot(
     State(app): State<App>,
     Anyone(call): Anyone,
     body: Unread,
-) -> Result<(StatusCode, Json<SlotView>)> {
+) -> Result<(StatusCode, Json<SlotAdded>)> {
     app.service.require(&call, &Action::Administer, "vault-slot-add", "").await?;
     app.service.require_open()?;
     let asked: SlotCreate = body.json().await?;
-    let new = match (asked.passphrase, asked.key_file, asked.kms) {
-        (Some(text), None, None) => NewSlot::passphrase(&text)?,
-        (None, None, Some(kms)) => NewSlot::kms(&kms.key_id)?,
-        (None, Some(text), None) => {
+    let new = match (asked.passphrase, asked.key_file, asked.kms, asked.shares) {
+        (Some(text), None, None, None) => NewSlot::passphrase(&text)?,
+        (None, None, Some(kms), None) => NewSlot::kms(&kms.key_id)?,
+        (None, None, None, Some(ShareCount { threshold, of })) => NewSlot::shares(threshold, of)?,
+        (None, Some(text), None, None) => {
             let bytes = BASE64.decode(text.as_bytes());
             NewSlot::key_file(&bytes.map_err(|_| Rejection::value("key_file", "is not base64"))?)?
         }
         _ => {
-            let why = "give exactly one of `passphrase`, `key_file` and `kms`";
+            let why = "give exactly one of `passphrase`, `key_file`, `kms` and `shares`";
             return Err(Rejection::value("passphrase", why).into());
         }
     };
-    let slot = app.service.add_slot(&call, new).await?;
-    Ok((StatusCode::CREATED, Json(slot_view(slot))))
+    let added = app.service.add_slot(&call, new).await?;
+    Ok((StatusCode::CREATED, Json(added_view(added))))
 }
 
 /// Remove a slot
@@ -138,12 +167,31 @@ pub(super) async fn change_passphrase(
     Ok(Json(slot_view(app.service.change_passphrase(&call, change).await?)))
 }
 
+fn added_view(AddedSlot { slot, shares: made }: AddedSlot) -> SlotAdded {
+    let SlotView { id, kind, kms_key, created_at, shares } = slot_view(slot);
+    let share_texts = made.iter().map(|share| share.text().expose_secret().to_owned()).collect();
+    SlotAdded { id, kind, kms_key, created_at, shares, share_texts }
+}
+
 fn slot_view(slot: Slot) -> SlotView {
     SlotView {
         id: slot.id,
         kind: slot.kind.as_str().to_owned(),
         kms_key: slot.kms_key,
         created_at: slot.created_at.rfc3339(),
+        shares: slot.shares.map(|count| ShareCount { threshold: count.threshold(), of: count.of() }),
+    }
+}
+
+fn shares_view(shares: GatheredShares) -> GatheredSharesView {
+    let handed_in = shares.handed_in.into_iter();
+    GatheredSharesView {
+        slot: shares.slot_id,
+        needed: ShareCount { threshold: shares.count.threshold(), of: shares.count.of() },
+        handed_in: handed_in
+            .map(|one| HandedInView { contributor: one.contributor, at: one.at.rfc3339() })
+            .collect(),
+        until: shares.until.rfc3339(),
     }
 }
 
@@ -151,6 +199,7 @@ fn view(status: VaultStatus) -> VaultView {
     VaultView {
         state: if status.open { "open" } else { "sealed" }.to_owned(),
         sealed_by_hand: status.sealed_by_hand,
+        shares: status.shares.into_iter().map(shares_view).collect(),
         slots: status.slots.into_iter().map(slot_view).collect(),
     }
 }

@@ -9,6 +9,7 @@ use crate::service::Error;
 use crate::storage::StorageError;
 use crate::vault::VaultError;
 use crate::vault::root::UnlockError;
+use crate::vault::share::SharesError;
 
 /// What went wrong with a backup.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +65,8 @@ pub enum BackupError {
     Read(#[source] io::Error),
     #[error("the vault is sealed here, and only an open one makes the key of a backup")]
     Sealed,
+    #[error("the shares do not make a key of the vault that the backup is of")]
+    Shares(#[from] SharesError),
     #[error("bytes follow the end of the backup: something was appended to it; take another copy of it")]
     Trailing,
     /// The secret is not one of this vault, or a slot is damaged.

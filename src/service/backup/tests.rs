@@ -9,7 +9,7 @@ use crate::db::backup::Table;
 use crate::db::testing::{NOON, TestDb, on_each_database};
 use crate::service::testing::{Sample, TestService, open, vault as vault_settings};
 use crate::tlog::hash::NodeHash;
-use crate::vault::{KeyFile, KeyLabel, NewVault, Purpose};
+use crate::vault::{KeyFile, KeyLabel, NewVault, Purpose, SlotSecret};
 
 fn key_file(test: &TestDb) -> SlotSecret {
     SlotSecret::KeyFile(KeyFile::read(&vault_settings(test).default_key_file).unwrap())
@@ -121,7 +121,7 @@ on_each_database! {
         let (second, path) = target(test.folder.path()).await;
 
         let refused = server.service.back_up(&Call::host(), None, first).await;
-        server.service.back_up(&Call::host(), Some(key_file(test)), second).await.unwrap();
+        server.service.back_up(&Call::host(), Some(key_file(test).into()), second).await.unwrap();
 
         assert!(matches!(refused, Err(BackupError::Sealed)));
         verify(&std::fs::read(path).unwrap(), key_file(test)).await.unwrap();

@@ -6,13 +6,13 @@ use tokio::io::AsyncRead;
 
 use super::header::Header;
 use super::reader::{BackupReader, Item};
-use super::{BackupError, open_vault};
+use super::{BackupError, VaultSecret, open_vault};
 use crate::db::backup::{Telling, look_into};
 use crate::service::VaultRows;
 use crate::time::Timestamp;
 use crate::tlog::frontier::Frontier;
 use crate::tlog::hash::NodeHash;
-use crate::vault::{OpenVault, SlotSecret};
+use crate::vault::OpenVault;
 
 /// What was found in a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -58,11 +58,11 @@ pub async fn backup_vault(source: impl AsyncRead + Unpin) -> Result<VaultRows, B
 /// Reads a backup to its end. A passphrase takes a second.
 pub async fn verify_backup(
     source: impl AsyncRead + Unpin,
-    secret: SlotSecret,
+    secret: impl Into<VaultSecret>,
 ) -> Result<VerifiedBackup, BackupError> {
     let mut reader = BackupReader::open(source).await?;
     let header = reader.header().clone();
-    let vault = open_vault(&header, secret).await?;
+    let vault = open_vault(&header, secret.into()).await?;
     let key = vault.backup_key(&header.salt);
     let mut report = BackupReport {
         cluster_id: header.cluster_id,

@@ -13,6 +13,7 @@ use crate::db::{cluster, vault};
 use crate::kms::{CALL_MAX, KmsError, KmsKeyId};
 use crate::service::{Call, Error, Rejection, Result, Service};
 use crate::time::Timestamp;
+use crate::vault::share::SplitParams;
 use crate::vault::{KmsParams, SlotKind, SlotRow, SlotSecret, random};
 
 /// One thing that opens the vault, as the configuration names it.
@@ -161,7 +162,11 @@ impl super::Slot {
             SlotKind::Kms => row.params.parse().ok().map(|params: KmsParams| params.key().to_string()),
             _ => None,
         };
-        Self { id: row.id, kind: row.kind, kms_key, created_at }
+        let shares = match row.kind {
+            SlotKind::Shamir => row.params.parse().ok().map(SplitParams::count),
+            _ => None,
+        };
+        Self { id: row.id, kind: row.kind, kms_key, created_at, shares }
     }
 
     /// For the audit row of what became of it.
