@@ -50,6 +50,8 @@
 //! - Signature, evidence, leaf and outbox row are committed together, or not at all.
 //! - What is acknowledged is on the disk. Bookkeeping that is done once more where a power failure takes it waits for no
 //!   flush (`Db::begin_lazy`, `Storage::put_soon`).
+//! - Every sealed row names its key-encryption key, and whatever seals or wraps looks behind the gate whether its own is
+//!   the newest (`service::rekey`): so the vault's keys are replaced while all of this goes on.
 //! - Reads need no key: paths are signed when they are published. A sealed server reads and revokes.
 //! - Shares of a slot key that were handed in lie in locked memory of one replica, for 15 minutes, and in no row
 //!   (`service::shares`).

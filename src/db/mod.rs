@@ -21,6 +21,7 @@ pub mod contributors;
 pub mod epoch;
 pub mod evidence;
 pub mod impact;
+pub mod kek_rotations;
 pub mod key_rotations;
 pub mod log;
 pub mod measured;
@@ -31,6 +32,7 @@ pub mod quarantines;
 pub mod realisations;
 pub mod resigning;
 pub mod scrub;
+pub mod sealed_rows;
 pub mod signing_keys;
 pub mod standing;
 #[cfg(test)]

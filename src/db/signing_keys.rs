@@ -70,11 +70,11 @@ pub struct KeyRow {
 }
 
 #[derive(sqlx::FromRow)]
-struct Row {
-    id: String,
+pub(super) struct Row {
+    pub(super) id: String,
     purpose: String,
     cache_id: Option<String>,
-    name: String,
+    pub(super) name: String,
     version: i64,
     public_key: Vec<u8>,
     sealed: Vec<u8>,
@@ -85,7 +85,7 @@ struct Row {
 }
 
 impl Row {
-    fn read(self) -> Result<KeyRow> {
+    pub(super) fn read(self) -> Result<KeyRow> {
         let corrupt = |column| corrupt("signing_keys", column, &self.id);
         let name: KeyName = self.name.parse().map_err(|_| corrupt("name"))?;
         let bytes: [u8; 32] = self.public_key.as_slice().try_into().map_err(|_| corrupt("public_key"))?;

@@ -7,9 +7,10 @@ use std::collections::HashMap;
 
 use super::dialect::{Dialect, json_list};
 use super::tokens::{LiveRow, LiveToken};
-use super::{Connection, Result, corrupt};
+use super::{Connection, Result, cluster, corrupt};
 use crate::access::TokenId;
 use crate::time::Timestamp;
+use crate::vault::VaultVersions;
 
 /// What stands at this moment, and behind the gate until the commit.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub struct Standing {
     pub live: HashMap<TokenId, LiveToken>,
     /// `None` before the first start.
     pub seal_epoch: Option<i64>,
+    /// Which ROOT and key-encryption key are used; `None` before the first start.
+    pub versions: Option<VaultVersions>,
     /// The change epoch: caches and their keys are as they were when they were read under the same one.
     pub change_epoch: i64,
 }
@@ -26,6 +29,8 @@ pub struct Standing {
 struct Row {
     epoch: i64,
     seal_epoch: Option<i64>,
+    root_version: Option<i64>,
+    kek_version: Option<i64>,
     token: Option<String>,
     contributor_id: Option<String>,
     contributor_name: Option<String>,
@@ -43,8 +48,8 @@ pub async fn read(
     macro_rules! select {
         ($list:literal) => {
             concat!(
-                "SELECT e.epoch, s.seal_epoch, l.token, l.contributor_id, l.contributor_name, l.scopes, l.expires_at, \
-                 l.key_id FROM change_epoch e LEFT JOIN cluster s ON s.id = 1 LEFT JOIN (SELECT t.id AS token, \
+                "SELECT e.epoch, s.seal_epoch, s.root_version, s.kek_version, l.token, l.contributor_id, \
+                 l.contributor_name, l.scopes, l.expires_at, l.key_id FROM change_epoch e LEFT JOIN cluster s ON s.id = 1 LEFT JOIN (SELECT t.id AS token, \
                  t.contributor_id, c.name AS contributor_name, t.scopes, t.expires_at, t.key_id \
                  FROM tokens t JOIN contributors c ON c.id = t.contributor_id \
                  JOIN signing_keys k ON k.id = t.key_id WHERE t.id IN (",
@@ -64,8 +69,13 @@ pub async fn read(
         .fetch_all(connection)
         .await?;
     let first = rows.first().ok_or_else(|| corrupt("change_epoch", "id", "1"))?;
-    let mut standing =
-        Standing { live: HashMap::new(), seal_epoch: first.seal_epoch, change_epoch: first.epoch };
+    let versions = first.root_version.zip(first.kek_version);
+    let mut standing = Standing {
+        live: HashMap::new(),
+        seal_epoch: first.seal_epoch,
+        versions: versions.map(|(root, kek)| cluster::versions(root, kek)).transpose()?,
+        change_epoch: first.epoch,
+    };
     for row in rows {
         let columns =
             (row.token, row.contributor_id, row.contributor_name, row.scopes, row.expires_at, row.key_id);
@@ -123,6 +133,8 @@ mod tests {
             let after = read(&mut tx, [], NOON).await.unwrap();
 
             assert_eq!((after.seal_epoch, after.change_epoch), (Some(sealed), before.change_epoch + 1));
+            assert_eq!(before.versions, None);
+            assert_eq!(after.versions, Some(VaultVersions { root: 1, kek: 1 }));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Slots and key-encryption keys: what opens the vault, wrapped. Never sees ROOT.
 
-use super::{Connection, Result, corrupt};
+use super::{Connection, Result, corrupt, one_row};
 use crate::time::Timestamp;
 use crate::vault::{KekRow, Sealed, SlotRow};
 
@@ -72,12 +72,26 @@ pub async fn remove_slot(connection: &mut Connection, id: &str, now: Timestamp) 
     Ok(result.rows_affected() == 1)
 }
 
-/// The key-encryption keys, oldest first.
+/// Puts the record of another ROOT in the place of a slot's. [`super::DbError::Changed`]: the slot is not as it was.
+pub async fn rewrap_slot(connection: &mut Connection, before: &SlotRow, after: &SlotRow) -> Result<()> {
+    let result = sqlx::query(
+        "UPDATE vault_slots SET wrapped_root = $3 WHERE id = $1 AND wrapped_root = $2 AND removed_at IS NULL",
+    )
+    .bind(&before.id)
+    .bind(before.wrapped_root.as_bytes())
+    .bind(after.wrapped_root.as_bytes())
+    .execute(connection)
+    .await?;
+    one_row("vault_slots", result.rows_affected())
+}
+
+/// The key-encryption keys that something may be sealed with, oldest first.
 pub async fn keks(connection: &mut Connection) -> Result<Vec<KekRow>> {
-    let rows: Vec<(i64, Vec<u8>)> =
-        sqlx::query_as("SELECT version, wrapped FROM vault_keks ORDER BY version ASC")
-            .fetch_all(connection)
-            .await?;
+    let rows: Vec<(i64, Vec<u8>)> = sqlx::query_as(
+        "SELECT version, wrapped FROM vault_keks WHERE state <> 'retired' ORDER BY version ASC",
+    )
+    .fetch_all(connection)
+    .await?;
     rows.into_iter()
         .map(|(version, wrapped)| {
             let corrupt = |column| corrupt("vault_keks", column, &version.to_string());
@@ -89,8 +103,12 @@ pub async fn keks(connection: &mut Connection) -> Result<Vec<KekRow>> {
         .collect()
 }
 
-/// Writes a new key-encryption key down. [`super::DbError::Duplicate`]: the version was used before.
+/// Writes a new key-encryption key down: those before it are on their way out from then on.
+/// [`super::DbError::Duplicate`]: the version was used before.
 pub async fn insert_kek(connection: &mut Connection, kek: &KekRow, now: Timestamp) -> Result<()> {
+    sqlx::query("UPDATE vault_keks SET state = 'retiring' WHERE state = 'active'")
+        .execute(&mut *connection)
+        .await?;
     sqlx::query("INSERT INTO vault_keks (version, wrapped, state, created_at) VALUES ($1, $2, 'active', $3)")
         .bind(i64::from(kek.version))
         .bind(kek.wrapped.as_bytes())
@@ -98,6 +116,46 @@ pub async fn insert_kek(connection: &mut Connection, kek: &KekRow, now: Timestam
         .execute(connection)
         .await?;
     Ok(())
+}
+
+/// Puts the record of another ROOT in the place of a key-encryption key's. [`super::DbError::Changed`]: it is not as it
+/// was.
+pub async fn rewrap_kek(connection: &mut Connection, before: &KekRow, after: &KekRow) -> Result<()> {
+    let result = sqlx::query(
+        "UPDATE vault_keks SET wrapped = $3 WHERE version = $1 AND wrapped = $2 AND state <> 'retired'",
+    )
+    .bind(i64::from(before.version))
+    .bind(before.wrapped.as_bytes())
+    .bind(after.wrapped.as_bytes())
+    .execute(connection)
+    .await?;
+    one_row("vault_keks", result.rows_affected())
+}
+
+/// Ends a key-encryption key that nothing is sealed with any more: what ROOT wrapped is overwritten, for ever.
+/// [`super::DbError::Changed`]: it is not on its way out.
+pub async fn retire_kek(connection: &mut Connection, kek: &KekRow, now: Timestamp) -> Result<()> {
+    let result = sqlx::query(
+        "UPDATE vault_keks SET state = 'retired', wrapped = $2, retired_at = $3 \
+         WHERE version = $1 AND state = 'retiring'",
+    )
+    .bind(i64::from(kek.version))
+    .bind(kek.wrapped.erased().as_bytes())
+    .bind(now.0)
+    .execute(connection)
+    .await?;
+    one_row("vault_keks", result.rows_affected())
+}
+
+/// Writes to a record as somebody with the database in hand could.
+#[cfg(test)]
+pub async fn overwrite_kek(connection: &mut Connection, version: u32, wrapped: &Sealed) {
+    sqlx::query("UPDATE vault_keks SET wrapped = $2 WHERE version = $1")
+        .bind(i64::from(version))
+        .bind(wrapped.as_bytes())
+        .execute(connection)
+        .await
+        .unwrap();
 }
 
 #[cfg(test)]
@@ -133,7 +191,67 @@ mod tests {
             assert!(remove_slot(&mut tx, "slot", NOON).await.unwrap());
             assert!(!remove_slot(&mut tx, "slot", NOON).await.unwrap());
             assert_eq!(slots(&mut tx).await.unwrap(), []);
+        }
+
+        async fn a_version_of_a_kek_is_used_once(test: &TestDb) {
+            let kek = KekRow { version: 1, wrapped: sealed() };
+            let mut tx = test.db.begin(Gate::Exclusive).await.unwrap();
+            insert_kek(&mut tx, &kek, NOON).await.unwrap();
+
             assert!(matches!(insert_kek(&mut tx, &kek, NOON).await, Err(DbError::Duplicate)));
+        }
+
+        async fn a_kek_on_its_way_out_is_overwritten_once_and_the_newest_is_not(test: &TestDb) {
+            let [first, second] = [1, 2].map(|version| KekRow { version, wrapped: sealed() });
+            let mut tx = test.db.begin(Gate::Exclusive).await.unwrap();
+            insert_kek(&mut tx, &first, NOON).await.unwrap();
+            assert!(matches!(retire_kek(&mut tx, &first, NOON).await, Err(DbError::Changed { .. })));
+            insert_kek(&mut tx, &second, NOON).await.unwrap();
+            assert_eq!(keks(&mut tx).await.unwrap(), [first.clone(), second.clone()]);
+
+            retire_kek(&mut tx, &first, NOON).await.unwrap();
+
+            assert_eq!(keks(&mut tx).await.unwrap(), std::slice::from_ref(&second));
+            let (wrapped, retired_at): (Vec<u8>, Option<i64>) =
+                sqlx::query_as("SELECT wrapped, retired_at FROM vault_keks WHERE version = 1")
+                    .fetch_one(&mut *tx)
+                    .await
+                    .unwrap();
+            assert!(Sealed::parse(&wrapped).unwrap().is_erased());
+            assert_eq!(retired_at, Some(NOON.0));
+            for refused in [&first, &second] {
+                assert!(matches!(retire_kek(&mut tx, refused, NOON).await, Err(DbError::Changed { .. })));
+            }
+            assert!(matches!(rewrap_kek(&mut tx, &first, &first).await, Err(DbError::Changed { .. })));
+        }
+
+        async fn only_what_is_as_it_was_is_rewrapped(test: &TestDb) {
+            let mut tx = test.db.begin(Gate::Exclusive).await.unwrap();
+            let slot = SlotRow {
+                id: "slot".to_owned(),
+                kind: SlotKind::KeyFile,
+                params: String::new(),
+                wrapped_root: sealed(),
+                kcv: [9; 32],
+            };
+            let kek = KekRow { version: 1, wrapped: sealed() };
+            insert_slot(&mut tx, &slot, NOON).await.unwrap();
+            insert_kek(&mut tx, &kek, NOON).await.unwrap();
+            let mut bytes = sealed().as_bytes().to_vec();
+            bytes[70] ^= 1;
+            let other = Sealed::parse(&bytes).unwrap();
+            let (new_slot, new_kek) =
+                (SlotRow { wrapped_root: other.clone(), ..slot.clone() }, KekRow { version: 1, wrapped: other });
+
+            rewrap_slot(&mut tx, &slot, &new_slot).await.unwrap();
+            rewrap_kek(&mut tx, &kek, &new_kek).await.unwrap();
+
+            assert_eq!(slots(&mut tx).await.unwrap(), [(new_slot.clone(), NOON)]);
+            assert_eq!(keks(&mut tx).await.unwrap(), std::slice::from_ref(&new_kek));
+            assert!(matches!(rewrap_slot(&mut tx, &slot, &slot).await, Err(DbError::Changed { .. })));
+            assert!(matches!(rewrap_kek(&mut tx, &kek, &kek).await, Err(DbError::Changed { .. })));
+            remove_slot(&mut tx, "slot", NOON).await.unwrap();
+            assert!(matches!(rewrap_slot(&mut tx, &new_slot, &slot).await, Err(DbError::Changed { .. })));
         }
     }
 }

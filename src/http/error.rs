@@ -179,6 +179,7 @@ fn conflict_slug(conflict: &Conflict) -> &'static str {
         Conflict::PrefixOverlaps(_) => "prefix-overlaps",
         Conflict::CacheNotEmpty { .. } => "cache-not-empty",
         Conflict::SignedAlone { .. } => "signed-alone",
+        Conflict::SlotsWithoutSecret { .. } => "slots-without-secret",
         Conflict::State(_) => "state",
     }
 }

@@ -28,7 +28,7 @@ use crate::db::backup::{self, TABLES};
 use crate::db::{Gate, Tx, cluster, log, vault};
 use crate::storage::Upload;
 use crate::vault::backup::BACKUP_SALT_BYTES;
-use crate::vault::{BackupKey, OpenVault, random};
+use crate::vault::{BackupKey, OpenVault, VaultError, random};
 
 /// Where a backup goes. What was written to it is to be thrown away unless the backup came to its end.
 pub enum BackupTarget {
@@ -55,9 +55,7 @@ impl Service {
         target: BackupTarget,
     ) -> Result<(BackupTarget, WrittenBackup), BackupError> {
         self.require(call, &Action::Administer, "backup", "").await?;
-        let mut tx = self.inner.db.begin_snapshot().await?;
-        let header = self.backup_header(&mut tx).await?;
-        let key = self.backup_key(&header, secret).await?;
+        let (mut tx, header, key) = self.begin_backup(secret).await?;
         let mut writer = BackupWriter::begin(target, &header, key).await?;
         for table in TABLES {
             writer.table(table).await?;
@@ -73,8 +71,30 @@ impl Service {
         Ok((target, written))
     }
 
-    /// What the backup says of itself, out of the same rows as it has.
-    async fn backup_header(&self, tx: &mut Tx) -> Result<Header, BackupError> {
+    /// A snapshot, and the key of its root key: the slots in it wrap none else.
+    async fn begin_backup(&self, secret: Option<VaultSecret>) -> Result<(Tx, Header, BackupKey), BackupError> {
+        let mut is_again = false;
+        loop {
+            let mut tx = self.inner.db.begin_snapshot().await?;
+            let (header, root_version) = self.backup_header(&mut tx).await?;
+            if let Some(secret) = secret {
+                let key = open_vault(&header, secret).await?.backup_key(&header.salt);
+                return Ok((tx, header, key));
+            }
+            match self.inner.keyring.backup_key(root_version, &header.salt) {
+                Ok(key) => return Ok((tx, header, key)),
+                Err(VaultError::Sealed) => return Err(BackupError::Sealed),
+                // Somebody rotated it a moment ago, here or elsewhere.
+                Err(VaultError::OtherRoot) if !is_again => is_again = true,
+                Err(error) => return Err(BackupError::Service(error.into())),
+            }
+            drop(tx);
+            self.follow_vault().await?;
+        }
+    }
+
+    /// What the backup says of itself, out of the same rows as it has, and which root key its slots wrap.
+    async fn backup_header(&self, tx: &mut Tx) -> Result<(Header, i64), BackupError> {
         let schema = backup::schema(tx).await?;
         if schema > backup::schema_known() {
             return Err(BackupError::NewerDatabase { schema });
@@ -84,7 +104,7 @@ impl Service {
         let keks = vault::keks(tx).await?;
         let state = log::read(tx).await?;
         let frontier = super::log::whole(tx, &state).await?;
-        Ok(Header {
+        let header = Header {
             cluster_id: cluster.cluster_id,
             narvault: env!("CARGO_PKG_VERSION").to_owned(),
             schema,
@@ -94,19 +114,8 @@ impl Service {
             log_root: frontier.root(),
             slots,
             keks,
-        })
-    }
-
-    async fn backup_key(
-        &self,
-        header: &Header,
-        secret: Option<VaultSecret>,
-    ) -> Result<BackupKey, BackupError> {
-        match secret {
-            Some(secret) => Ok(open_vault(header, secret).await?.backup_key(&header.salt)),
-            None if self.is_open() => Ok(self.inner.keyring.backup_key(&header.salt).map_err(Error::from)?),
-            None => Err(BackupError::Sealed),
-        }
+        };
+        Ok((header, cluster.versions.root))
     }
 
     async fn record_backup(&self, call: &Call, written: &WrittenBackup) -> Result<(), Error> {

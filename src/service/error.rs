@@ -103,6 +103,11 @@ pub enum Conflict {
          `narvault key resign`"
     )]
     SignedAlone { paths: u64 },
+    #[error(
+        "the root key was not rotated: slot {slots} would open nothing any more; bring the secret of each that shall \
+         stay, and name each that shall go to be dropped"
+    )]
+    SlotsWithoutSecret { slots: String },
     #[error("{0}")]
     State(&'static str),
 }

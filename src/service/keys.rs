@@ -26,7 +26,7 @@ use crate::db::signing_keys::{self, KeyRow, KeyState};
 use crate::db::{Connection, Gate, Tx, contributors, restarting};
 use crate::nix::signature::{KeyName, PublicKey};
 use crate::time::Timestamp;
-use crate::vault::{KeyLabel, NixSecretKey, Purpose, SealedKey, VaultError};
+use crate::vault::{KeyLabel, NixSecretKey, Purpose, SealedKey};
 
 /// What signing again and rotations may cost. Each is a configuration key.
 #[derive(Debug, Clone, Copy)]
@@ -139,12 +139,14 @@ impl Service {
             purpose: Purpose::Cache,
             cache_id: Some(cache.id.to_string()),
         };
-        let key = self.inner.keyring.with_vault(|vault| match source {
-            KeySource::Imported(imported) => vault.seal_imported_key(label, imported),
-            KeySource::New { .. } => vault.seal_new_key(label),
-        });
+        let key = self
+            .seal_new(tx, |vault| match source {
+                KeySource::Imported(imported) => vault.seal_imported_key(label, imported),
+                KeySource::New { .. } => vault.seal_new_key(label),
+            })
+            .await?;
         let imported = matches!(source, KeySource::Imported(_));
-        let row = self.insert_key(tx, key.map_err(key_error)?, state, imported, now).await?;
+        let row = self.insert_key(tx, key, state, imported, now).await?;
         self.emit(tx, call, Event::Key { cache: Some(cache), key: &row, before: None }, now).await?;
         Ok(row)
     }
@@ -174,7 +176,7 @@ impl Service {
         now: Timestamp,
     ) -> Result<KeyRow> {
         let label = KeyLabel { id: self.new_id(now), name, version: 1, purpose, cache_id: None };
-        let key = self.inner.keyring.with_vault(|vault| vault.seal_new_key(label)).map_err(key_error)?;
+        let key = self.seal_new(tx, |vault| vault.seal_new_key(label)).await?;
         self.insert_key(tx, key, KeyState::Active, false, now).await
     }
 
@@ -252,13 +254,5 @@ pub(super) fn changed<'a>(row: &KeyRow, to: KeyState, cache: &'a CacheRow, detai
             public_key: Box::new(row.public_key.clone()),
             state: to.as_str(),
         }),
-    }
-}
-
-/// What the vault's refusal means to a caller.
-pub(super) fn key_error(error: VaultError) -> Error {
-    match error {
-        VaultError::Sealed => Error::Sealed,
-        other => Error::Vault(other),
     }
 }

@@ -249,6 +249,8 @@ impl Service {
             return Ok(());
         }
 
+        // The row was read before: whatever it is sealed with is known from here on.
+        self.catch_up_keks().await?;
         let mut next = edge;
         self.extend(&mut next, size, true).await?;
         let checkpoint =

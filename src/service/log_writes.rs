@@ -36,7 +36,7 @@ impl Service {
 /// A partial tile that is left behind harms nobody.
 const DELETION_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// How many writes a publisher gets to do before it is dead.
+/// How many writes a publisher, or a replica that rotates the vault's keys, gets to do before it is dead.
 #[cfg(test)]
 pub(super) struct Cut(std::sync::atomic::AtomicUsize);
 
@@ -52,7 +52,7 @@ impl Cut {
         self.0.load(std::sync::atomic::Ordering::SeqCst) == 0
     }
 
-    fn pass(&self) -> Result<()> {
+    pub(super) fn pass(&self) -> Result<()> {
         use std::sync::atomic::Ordering::SeqCst;
         let left = self.0.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
         left.map(drop).map_err(|_| super::Error::Internal("the replica is dead".into()))

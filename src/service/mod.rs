@@ -34,6 +34,7 @@ mod rate;
 mod read;
 mod realisations;
 mod recover;
+mod rekey;
 mod release;
 mod rollback;
 mod scrub;
@@ -86,6 +87,7 @@ pub use provenance::PathAct;
 pub use publish::{PathOutcome, Published, Standing};
 pub use read::{Missing, NarHandle, Side};
 pub use recover::Recovery;
+pub use rekey::{GivenSecret, KekRotation, NewRootRequest};
 pub use rollback::Rollback;
 pub use scrub::{ScrubFinding, Scrubbed};
 pub use setup::{FIRST_ADMIN, FIRST_CACHE, FirstStart};
@@ -108,6 +110,7 @@ pub use crate::db::audit::{AuditRow, Outcome as AuditOutcome};
 pub use crate::db::caches::{CacheRow, UndeclaredReferences, Upstream, UpstreamPaths};
 pub use crate::db::contributors::ContributorKind;
 pub use crate::db::evidence::{ConflictRow, EvidenceRow};
+pub use crate::db::kek_rotations::KekRotationState;
 pub use crate::db::key_rotations::{Progress, RotationKind, RotationStep};
 pub use crate::db::measured::StoredNar;
 pub use crate::db::paths::{PathState, PathSummaryRow, SignatureRow};
@@ -281,7 +284,7 @@ impl Service {
     }
 
     /// Begins the work in the background: release, sweeping, quarantines that were broken off, the epoch, last uses,
-    /// rotations of keys, the published log, webhooks, backups. Where the database is older than what was published from
+    /// rotations of keys and of the vault's own, the published log, webhooks, backups. Where the database is older than what was published from
     /// it, nothing that writes to storage: what its outbox asks for may have been taken back since.
     pub fn start_background(&self) {
         self.spawn(self.clone().epoch_poller());
@@ -297,6 +300,7 @@ impl Service {
         self.spawn(self.clone().token_uses_worker());
         self.spawn(self.clone().key_worker(self.inner.stop.clone()));
         self.spawn(self.clone().idle_key_worker(self.inner.stop.clone()));
+        self.spawn(self.clone().kek_worker(self.inner.stop.clone()));
         self.spawn(self.clone().log_publisher(self.inner.stop.clone()));
         self.spawn(self.clone().webhook_worker(self.inner.stop.clone()));
         self.spawn(self.clone().audit_committer(self.inner.stop.clone()));

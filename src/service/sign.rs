@@ -14,7 +14,8 @@ impl Service {
         let keyring = &self.inner.keyring;
         let sign = || keyring.sign_claim(&key.key, fingerprint);
         // Making a passphrase slot takes a second, and a key that is not open yet waits for it.
-        let bytes = if keyring.is_free() { sign() } else { in_place(sign) }?;
+        let made = if keyring.is_free() { sign() } else { in_place(sign) };
+        let bytes = made.map_err(|error| self.key_error(error))?;
         Ok(Signature { name: key.public_key.name().clone(), bytes })
     }
 }

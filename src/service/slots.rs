@@ -123,16 +123,19 @@ impl Service {
         let cluster_id = self.inner.cluster_id.clone();
         let made = tokio::task::spawn_blocking(move || {
             let shares = split(&secret, &cluster_id, &id)?;
-            let slot = keyring.with_vault(|vault| vault.new_slot(&id, &secret))?;
-            Ok::<_, SlotError>((slot, shares))
+            let made =
+                keyring.with_vault(|vault| Ok((vault.new_slot(&id, &secret)?, vault.versions().root)));
+            let (slot, root_version) = made?;
+            Ok::<_, SlotError>((slot, shares, root_version))
         });
         let made = made.await.map_err(|panic| Error::Internal(panic.into()))?;
-        let (slot, shares) = made.map_err(|error| Error::Internal(error.into()))?;
+        let (slot, shares, root_version) = made.map_err(|error| Error::Internal(error.into()))?;
         let slot = restarting(|| async {
             let now = self.inner.clock.now();
             let mut tx = self.inner.db.begin(Gate::Exclusive).await?;
             self.recheck(&mut tx, call, &Action::Administer, now).await?;
             self.recheck_open(&mut tx).await?;
+            self.recheck_root(&mut tx, root_version).await?;
             if vault::slots(&mut tx).await?.len() >= SLOTS_MAX {
                 return Err(Conflict::State("the vault has 16 slots; remove one first").into());
             }

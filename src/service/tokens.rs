@@ -6,7 +6,6 @@
 use serde_json::json;
 
 use super::audit::Act;
-use super::keys::key_error;
 use super::leaves::AdminEvent;
 use super::webhooks::Event;
 use super::{Call, Conflict, Error, Rejection, Result, Service};
@@ -295,7 +294,7 @@ impl Service {
         let claims =
             Claims::new(id, minted.contributor.id, minted.scopes.clone(), now, minted.lifetime_seconds);
         let payload = claims.payload(&token::issuer(&self.inner.cluster_id));
-        let jwt = self.inner.keyring.mint_token(&key.key, &payload).map_err(key_error)?;
+        let jwt = self.inner.keyring.mint_token(&key.key, &payload).map_err(|error| self.key_error(error))?;
         let text = jwt.parse::<TokenText>().map_err(|error| Error::Internal(error.into()))?;
         let new = NewToken {
             id,

@@ -1,7 +1,7 @@
 //! The vault's door: opened at start and by hand, sealed by hand, everywhere within a second.
 //!
 //! A replica is open if and only if it holds the root key and opened the vault at the present seal epoch.
-//! Reads and revocations do not pass here.
+//! Reads and revocations do not pass here. That it holds the present keys is the matter of `rekey::follow`.
 
 mod configured;
 mod trial;
@@ -15,16 +15,19 @@ use serde_json::json;
 pub use self::configured::Configured;
 pub use self::trial::{Fitting, TrialError, Tried, VaultRows};
 use super::audit::Act;
+use super::rekey::{Behind, KekRotation};
 use super::shares::{Gathered, GatheredShares, misplaced};
 use super::{Call, Conflict, Error, Rejection, Result, Service};
 use crate::access::{Action, Caller};
 use crate::db::standing::Standing;
-use crate::db::{Connection, DbError, Gate, Tx, cluster, vault};
+use crate::db::{Connection, DbError, Gate, Tx, cluster, kek_rotations, sealed_rows, vault};
 use crate::kms::{Kms, KmsKeyId, KmsSettings};
 use crate::time::Timestamp;
 use crate::vault::root::UnlockError;
 use crate::vault::share::{SharesError, combine};
-use crate::vault::{OpenVault, Passphrase, Share, ShareCount, SlotKind, SlotRow, SlotSecret};
+use crate::vault::{
+    OpenVault, Passphrase, Share, ShareCount, SlotKind, SlotRow, SlotSecret, VaultVersions,
+};
 
 /// What the vault is made and opened with: each of them has a slot, and any one opens it.
 #[derive(Debug, Clone, Default)]
@@ -45,8 +48,9 @@ pub(super) struct Door {
     kms_awaited: AtomicBool,
     /// The seal epoch at which this replica opened the vault.
     opened_at: AtomicI64,
-    /// One opening at a time: each may take a second and 256 MiB.
-    opening: tokio::sync::Mutex<()>,
+    /// One opening at a time: each may take a second and 256 MiB. A rotation of the root key holds it, too.
+    pub(super) opening: tokio::sync::Mutex<()>,
+    pub(super) behind: Behind,
     /// Shares handed in so far.
     pub gathered: Gathered,
 }
@@ -59,6 +63,7 @@ impl Door {
             kms_awaited: AtomicBool::new(false),
             opened_at: AtomicI64::new(NEVER),
             opening: tokio::sync::Mutex::default(),
+            behind: Behind::default(),
             gathered: Gathered::default(),
         }
     }
@@ -133,6 +138,12 @@ pub struct VaultStatus {
     pub sealed_by_hand: bool,
     /// Shares handed in on this replica, for each slot that has some. For administrators; empty for others.
     pub shares: Vec<GatheredShares>,
+    /// Which root key the slots wrap, and with which key-encryption key everything new is sealed.
+    pub versions: VaultVersions,
+    /// Rows that are sealed with an older key-encryption key.
+    pub rows_behind: u64,
+    /// The newest rotation of the key-encryption key, under way or at its end; `None`: there was none.
+    pub kek_rotation: Option<KekRotation>,
     /// For administrators; empty for others.
     pub slots: Vec<Slot>,
 }
@@ -157,9 +168,13 @@ impl Service {
             slots = vault::slots(&mut connection).await?;
             shares = self.inner.door.gathered.shown(row.seal_epoch, self.inner.clock.now());
         }
+        let rows_behind = sealed_rows::count_not_under(&mut connection, row.versions.kek).await?;
         Ok(VaultStatus {
             open: self.is_open(),
             sealed_by_hand: row.sealed_by_hand_at.is_some(),
+            versions: row.versions,
+            rows_behind: u64::try_from(rows_behind).unwrap_or(0),
+            kek_rotation: kek_rotations::newest(&mut connection).await?.map(KekRotation::of),
             shares,
             slots: slots.into_iter().map(|(slot, created_at)| Slot::of(slot, created_at)).collect(),
         })
@@ -244,9 +259,15 @@ impl Service {
     /// Tries the secret on the slots; takes note of the epoch first, so that a seal in between wins.
     pub(super) async fn open_with(&self, call: &Call, secret: SlotSecret, opening: Opening) -> Result<()> {
         let _one_at_a_time = self.inner.door.opening.lock().await;
+        self.open_alone(call, secret, opening).await
+    }
+
+    /// The same, for whoever holds the lock of openings.
+    pub(super) async fn open_alone(&self, call: &Call, secret: SlotSecret, opening: Opening) -> Result<()> {
         let (row, slots, keks) = {
-            let mut connection = self.inner.db.read().await?;
-            let row = cluster::read(&mut connection).await?.ok_or(Error::NotFound("vault"))?;
+            // As of one moment: slots of one root key do not open key-encryption keys of another.
+            let mut snapshot = self.inner.db.begin_snapshot().await?;
+            let row = cluster::read(&mut snapshot).await?.ok_or(Error::NotFound("vault"))?;
             let by_itself = matches!(opening, Opening::AtStart | Opening::InBackground);
             if by_itself && row.sealed_by_hand_at.is_some() {
                 return Err(Conflict::State("the vault was sealed by hand").into());
@@ -254,13 +275,13 @@ impl Service {
             if opening == Opening::InBackground && self.is_open() {
                 return Ok(());
             }
-            (row, vault::slots(&mut connection).await?, vault::keks(&mut connection).await?)
+            (row, vault::slots(&mut snapshot).await?, vault::keks(&mut snapshot).await?)
         };
         let slots: Vec<_> = slots.into_iter().map(|(slot, _)| slot).collect();
-        let tried =
-            tokio::task::spawn_blocking(move || OpenVault::open(&row.cluster_id, &slots, &keks, &secret));
+        let cluster_id = row.cluster_id.clone();
+        let tried = tokio::task::spawn_blocking(move || OpenVault::open(&cluster_id, &slots, &keks, &secret));
         let opened = match tried.await.map_err(|panic| Error::Internal(panic.into()))? {
-            Ok(vault) => vault,
+            Ok(vault) => vault.of_root_version(row.versions.root),
             Err(error) => return Err(unlock_failed(error)),
         };
         let slot_id = opened.opened_by().to_owned();
@@ -277,8 +298,7 @@ impl Service {
             self.record(&mut tx, call, vec![door_act("vault-unseal", detail)], now).await?;
             tx.commit().await?;
         }
-        self.inner.door.opened_at.store(row.seal_epoch, Ordering::Release);
-        self.inner.keyring.unlock(opened);
+        self.adopt_vault(opened, row.seal_epoch);
         self.inner.door.gathered.forget_all();
         // A seal that came since is seen here or by the next poll.
         self.follow_seal_epoch().await?;
@@ -294,8 +314,9 @@ impl Service {
         }
     }
 
-    /// Takes in a vault that was just made, at the present epoch.
+    /// Takes in a vault that was just made or opened, at the present epoch.
     pub(super) fn adopt_vault(&self, opened: OpenVault, seal_epoch: i64) {
+        self.inner.door.behind.ends();
         self.inner.door.opened_at.store(seal_epoch, Ordering::Release);
         self.inner.keyring.unlock(opened);
     }
@@ -309,10 +330,13 @@ impl Service {
     }
 
     /// Refuses where the vault is sealed. Whatever uses a key asks this behind the gate: once a seal call has
-    /// answered, no replica signs, mints or makes a key.
+    /// answered, no replica signs, mints or makes a key. And until the commit no row is sealed with a key-encryption key
+    /// that this replica has not learnt.
     pub(super) async fn recheck_open(&self, tx: &mut Tx) -> Result<()> {
-        self.follow_seal_epoch_on(tx).await?;
-        self.require_open()
+        let row = cluster::read(tx).await?;
+        self.follow_seal_epoch_of(row.as_ref().map(|row| row.seal_epoch));
+        self.require_open()?;
+        self.learn_keks(tx, row.map(|row| row.versions)).await
     }
 
     async fn follow_seal_epoch_on(&self, connection: &mut Connection) -> Result<()> {
@@ -322,7 +346,7 @@ impl Service {
     }
 
     /// Seals this replica unless it was opened at the `present` seal epoch.
-    fn follow_seal_epoch_of(&self, present: Option<i64>) {
+    pub(super) fn follow_seal_epoch_of(&self, present: Option<i64>) {
         if present != Some(self.inner.door.opened_at.load(Ordering::Acquire)) {
             self.inner.keyring.lock();
             self.inner.door.gathered.forget_all();
@@ -331,15 +355,16 @@ impl Service {
     }
 
     /// The same as [`Service::recheck_open`] for a transaction of a push, which has read all that it rests on at once.
-    pub(super) fn recheck_open_in(&self, standing: &Standing) -> Result<()> {
+    pub(super) async fn recheck_open_in(&self, tx: &mut Tx, standing: &Standing) -> Result<()> {
         self.follow_seal_epoch_of(standing.seal_epoch);
-        self.require_open()
+        self.require_open()?;
+        self.learn_keks(tx, standing.versions).await
     }
 
-    /// Follows the seal epoch until the end.
+    /// Follows the seal epoch, and the keys that took the places of others, until the end.
     pub(super) async fn seal_poller(self) {
         loop {
-            if let Err(error) = self.follow_seal_epoch().await {
+            if let Err(error) = self.follow_vault().await {
                 tracing::debug!(error = &error as &dyn std::error::Error, "seal epoch not read");
             }
             self.forget_stale_shares().await;
@@ -371,12 +396,12 @@ fn unlock_failed(error: UnlockError) -> Error {
     }
 }
 
-fn door_act<'a>(action: &'static str, detail: serde_json::Value) -> Act<'a> {
+pub(super) fn door_act<'a>(action: &'static str, detail: serde_json::Value) -> Act<'a> {
     Act { action, subject: "vault".to_owned(), detail, cache: None, event: None }
 }
 
 /// An error with its causes, on one line.
-fn causes(error: &dyn std::error::Error) -> String {
+pub(super) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -12,7 +12,6 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 
 use super::audit::Act;
-use super::keys::key_error;
 use super::tokens::checked_text;
 use super::{Call, Conflict, Error, Rejection, Result, Service};
 use crate::access::Action;
@@ -84,8 +83,7 @@ impl Service {
                 return Err(Conflict::State("there are 32 webhooks; remove one first").into());
             }
             let id = self.new_id(now);
-            let made = self.inner.keyring.with_vault(|vault| vault.seal_new_webhook(&id));
-            let (secret, text) = made.map_err(key_error)?;
+            let (secret, text) = self.seal_new(&mut tx, |vault| vault.seal_new_webhook(&id)).await?;
             let row = WebhookRow {
                 url: url.clone(),
                 events: events.clone(),

@@ -47,9 +47,17 @@ impl OpenVault {
 }
 
 impl Keyring {
-    /// See [`OpenVault::backup_key`].
-    pub fn backup_key(&self, salt: &[u8; BACKUP_SALT_BYTES]) -> Result<BackupKey, VaultError> {
-        self.with_vault(|vault| Ok(vault.backup_key(salt)))
+    /// See [`OpenVault::backup_key`]. Refused unless this process holds the ROOT of `root_version`: the slots that the
+    /// backup has wrap that one, and would not open what another one sealed.
+    pub fn backup_key(
+        &self,
+        root_version: i64,
+        salt: &[u8; BACKUP_SALT_BYTES],
+    ) -> Result<BackupKey, VaultError> {
+        self.with_vault(|vault| match vault.versions().root {
+            held if held == root_version => Ok(vault.backup_key(salt)),
+            _ => Err(VaultError::OtherRoot),
+        })
     }
 }
 
@@ -173,8 +181,20 @@ mod tests {
     }
 
     #[test]
+    fn another_root_than_that_of_the_slots_makes_no_key() {
+        let keyring = Keyring::sealed();
+        keyring.unlock(vault().of_root_version(2));
+
+        assert!(matches!(keyring.backup_key(1, &[3; 32]), Err(VaultError::OtherRoot)));
+        assert!(matches!(keyring.backup_key(3, &[3; 32]), Err(VaultError::OtherRoot)));
+        let mut chunk = sealed(&keyring.backup_key(2, &[3; 32]).unwrap());
+        keyring.backup_key(2, &[3; 32]).unwrap().open(PLACE, &mut chunk).unwrap();
+        assert_eq!(chunk, b"rows");
+    }
+
+    #[test]
     fn a_sealed_keyring_makes_no_key_and_a_key_prints_nothing() {
-        assert!(matches!(Keyring::sealed().backup_key(&[3; 32]), Err(VaultError::Sealed)));
+        assert!(matches!(Keyring::sealed().backup_key(1, &[3; 32]), Err(VaultError::Sealed)));
         assert_eq!(format!("{:?}", vault().backup_key(&[3; 32])), "BackupKey([redacted])");
     }
 }

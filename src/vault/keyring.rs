@@ -10,7 +10,8 @@ use serde::Serialize;
 
 use super::VaultError;
 use super::keys::{OpenKey, SealedKey};
-use super::root::OpenVault;
+use super::rekey::VaultVersions;
+use super::root::{KekRow, OpenVault};
 
 /// Most seeds kept open at once, a locked page each. Past it all are dropped and opened again when next needed, which
 /// costs less than a millisecond a key.
@@ -36,6 +37,40 @@ impl Keyring {
     /// Takes the open vault in, in place of one that may be there.
     pub fn unlock(&self, vault: OpenVault) {
         *self.write() = Some(Opened { vault, keys: HashMap::new() });
+    }
+
+    /// The same; gives back the one that was there.
+    pub fn replace(&self, vault: OpenVault) -> Option<OpenVault> {
+        let before = self.write().replace(Opened { vault, keys: HashMap::new() });
+        before.map(|opened| opened.vault)
+    }
+
+    /// Which ROOT and which newest key-encryption key this process holds; `None` while it is sealed.
+    pub fn versions(&self) -> Option<VaultVersions> {
+        self.read().as_ref().map(|opened| opened.vault.versions())
+    }
+
+    /// The versions of all key-encryption keys that it holds, oldest first.
+    pub fn kek_versions(&self) -> Vec<u32> {
+        self.read().as_ref().map_or_else(Vec::new, |opened| opened.vault.kek_versions())
+    }
+
+    /// Takes in those key-encryption keys that this process does not hold yet. Refused if another ROOT wraps them than
+    /// the one that it holds.
+    pub fn learn_keks(&self, root_version: i64, rows: &[KekRow]) -> Result<(), VaultError> {
+        let mut state = self.write();
+        let opened = state.as_mut().ok_or(VaultError::Sealed)?;
+        if opened.vault.versions().root != root_version {
+            return Err(VaultError::OtherRoot);
+        }
+        opened.vault.learn_keks(rows)
+    }
+
+    /// Wipes key-encryption keys that seal nothing any more. The newest one stays.
+    pub fn forget_keks(&self, versions: &[u32]) {
+        if let Some(opened) = self.write().as_mut() {
+            opened.vault.forget_keks(versions);
+        }
     }
 
     /// Wipes ROOT, the key-encryption keys and every open seed. Signing that has begun ends first; none begins later.

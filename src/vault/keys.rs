@@ -113,16 +113,19 @@ impl OpenVault {
 
     /// Opens a row for signing.
     pub fn open_key(&self, row: &SealedKey) -> Result<OpenKey, VaultError> {
-        let kek_version = row.sealed.kek_version();
-        let kek = self
-            .kek(kek_version)
-            .ok_or_else(|| VaultError::UnknownKek { row_id: row.label.id.clone(), kek_version })?;
+        let kek = self.kek_of(&row.sealed, &row.label.id)?;
         let binding = SealedKey::binding(&self.cluster_id, &row.label, &row.public_key);
         let seed = kek.open(&row.sealed, &binding)?;
         if public_key(&seed) != row.public_key {
             return Err(VaultError::WrongPublicKey { row_id: row.label.id.clone() });
         }
         Ok(OpenKey { row: row.clone(), seed })
+    }
+
+    /// The row's record anew, under the newest key-encryption key. The row proves itself first, as before signing.
+    pub fn rewrap_key(&self, row: &SealedKey) -> Result<Sealed, VaultError> {
+        let open = self.open_key(row)?;
+        Ok(self.seal_seed(row.label.clone(), &open.seed).sealed)
     }
 
     fn seal_seed(&self, label: KeyLabel, seed: &LockedBytes) -> SealedKey {

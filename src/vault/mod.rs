@@ -12,6 +12,10 @@
 //!           └ seals secrets of webhooks                       webhooks.sealed             webhook
 //! ```
 //!
+//! ROOT and the KEKs can be replaced while everything goes on ([`rekey`]): a new ROOT is wrapped for each slot whose
+//! secret is proven and wraps the KEKs anew; a new KEK seals what is written from then on, and rows are sealed under it
+//! one after the other. Each row names its KEK, so that all of them open at any time.
+//!
 //! Any one slot opens the vault. At each level the secret above is stretched with HKDF-SHA256 (empty salt, info
 //! `narvault/v1/seal`) into the key of an XChaCha20-Poly1305 record ([`seal`]):
 //!
@@ -37,6 +41,7 @@
 //! - Shares are combined only when each belongs to the same split of the same slot ([`share`]; the arithmetic is in
 //!   `shamir`).
 //! - Cost parameters read from a row are checked against floor and ceiling before any work is done with them.
+//! - ROOT is rotated only for slots whose secrets are proven; the one that it replaces wraps nothing of what comes later.
 //! - What holds a secret prints as `[redacted]`; no error repeats what it could not read.
 //! - ROOT, KEKs and opened seeds lie in locked pages of their own ([`memory`]), wiped when the keyring is locked.
 
@@ -49,6 +54,7 @@ pub mod memory;
 pub mod nix_key;
 pub mod passphrase;
 pub mod random;
+pub mod rekey;
 pub mod root;
 pub mod seal;
 mod shamir;
@@ -69,10 +75,11 @@ pub use keys::{KeyLabel, OpenKey, Purpose, SealedKey};
 pub use kms::{KmsKeyArn, KmsParams, KmsSecret};
 pub use nix_key::NixSecretKey;
 pub use passphrase::{KdfCost, Passphrase};
+pub use rekey::{NewRoot, VaultVersions};
 pub use root::{KekRow, NewVault, OpenVault};
 pub use seal::Sealed;
 pub use share::{Share, ShareCount, SplitKey};
-pub use slots::{SlotKind, SlotRow, SlotSecret};
+pub use slots::{ProvenSlot, SlotKind, SlotRow, SlotSecret};
 pub use webhook::SealedWebhook;
 
 /// Why the vault did not do what was asked of it.
@@ -84,6 +91,9 @@ pub enum VaultError {
     Mint(#[source] jsonwebtoken::errors::Error),
     #[error("name of the imported key is not the name of the key row")]
     OtherName,
+    /// Somebody put another ROOT in the place of the one that this process holds.
+    #[error("the vault's root key was rotated since this process opened it")]
+    OtherRoot,
     #[error("the vault is sealed")]
     Sealed,
     /// The row was altered, or copied from another place: nothing of it may be used.

@@ -1,6 +1,6 @@
 //! The open vault: ROOT and the key-encryption keys below it, made new or opened through one of the slots.
 //!
-//! Never hands ROOT or a key-encryption key out.
+//! Never hands ROOT or a key-encryption key out. What puts others in their places is in [`super::rekey`].
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -36,9 +36,10 @@ pub struct NewVault {
 /// ROOT and the key-encryption keys, in locked memory; dropping it wipes them.
 pub struct OpenVault {
     pub(super) cluster_id: String,
-    root: LockedBytes,
-    keks: BTreeMap<u32, LockedBytes>,
-    opened_by: String,
+    pub(super) root: LockedBytes,
+    pub(super) root_version: i64,
+    pub(super) keks: BTreeMap<u32, LockedBytes>,
+    pub(super) opened_by: String,
 }
 
 impl OpenVault {
@@ -47,14 +48,15 @@ impl OpenVault {
         let new_secret = || LockedBytes::random().map_err(VaultError::from);
         let (root, kek) = (new_secret()?, new_secret()?);
         let slot = SlotRow::wrap(&root, cluster_id, slot_id, secret)?;
-        let wrapped = SealKey::derive(&root).seal(&kek, 0, &kek_binding(cluster_id, "1", 1));
+        let kek_row = KekRow::wrap(&kek, 1, &SealKey::derive(&root), cluster_id);
         let vault = Self {
             cluster_id: cluster_id.to_owned(),
             root,
+            root_version: FIRST_ROOT_VERSION,
             keks: BTreeMap::from([(1, kek)]),
             opened_by: slot_id.to_owned(),
         };
-        Ok(NewVault { vault, slot, kek: KekRow { version: 1, wrapped } })
+        Ok(NewVault { vault, slot, kek: kek_row })
     }
 
     /// Opens the vault through the first of `slots` that `secret` fits. With a passphrase this takes about a second
@@ -71,14 +73,24 @@ impl OpenVault {
         let (root, slot) = unwrap_root(cluster_id, slots, secret)?;
         let opener = SealKey::derive(&root);
         let mut opened = BTreeMap::new();
-        for KekRow { version, wrapped } in keks {
-            let kek = opener.open(wrapped, &kek_binding(cluster_id, &version.to_string(), *version))?;
-            opened.insert(*version, kek);
+        for row in keks {
+            opened.insert(row.version, row.open(&opener, cluster_id)?);
         }
         if opened.is_empty() {
             return Err(UnlockError::NoKek);
         }
-        Ok(Self { cluster_id: cluster_id.to_owned(), root, keks: opened, opened_by: slot.id.clone() })
+        Ok(Self {
+            cluster_id: cluster_id.to_owned(),
+            root,
+            root_version: FIRST_ROOT_VERSION,
+            keks: opened,
+            opened_by: slot.id.clone(),
+        })
+    }
+
+    /// Notes which ROOT of its cluster this is: the one whose slots it was opened through.
+    pub fn of_root_version(self, root_version: i64) -> Self {
+        Self { root_version, ..self }
     }
 
     /// A further slot for this vault, which opens it from when its row is stored.
@@ -106,8 +118,12 @@ impl OpenVault {
         key
     }
 
-    pub(super) fn kek(&self, version: u32) -> Option<SealKey> {
-        self.keks.get(&version).map(SealKey::derive)
+    /// What opens this record of the row `row_id`.
+    pub(super) fn kek_of(&self, sealed: &Sealed, row_id: &str) -> Result<SealKey, VaultError> {
+        let kek_version = sealed.kek_version();
+        let kek = self.keks.get(&kek_version);
+        let kek = kek.ok_or_else(|| VaultError::UnknownKek { row_id: row_id.to_owned(), kek_version })?;
+        Ok(SealKey::derive(kek))
     }
 }
 
@@ -136,6 +152,18 @@ fn unwrap_root<'a>(
     Err(refusal)
 }
 
+impl KekRow {
+    /// Wraps a key-encryption key with what ROOT makes.
+    pub(super) fn wrap(kek: &LockedBytes, version: u32, wrapper: &SealKey, cluster_id: &str) -> Self {
+        let wrapped = wrapper.seal(kek, 0, &kek_binding(cluster_id, &version.to_string(), version));
+        Self { version, wrapped }
+    }
+
+    pub(super) fn open(&self, opener: &SealKey, cluster_id: &str) -> Result<LockedBytes, VaultError> {
+        opener.open(&self.wrapped, &kek_binding(cluster_id, &self.version.to_string(), self.version))
+    }
+}
+
 fn kek_binding<'a>(cluster_id: &'a str, row_id: &'a str, version: u32) -> Binding<'a> {
     Binding {
         cluster_id,
@@ -149,6 +177,9 @@ fn kek_binding<'a>(cluster_id: &'a str, row_id: &'a str, version: u32) -> Bindin
         slot: None,
     }
 }
+
+/// The ROOT that a vault is made with; each that takes the place of another one counts on.
+pub const FIRST_ROOT_VERSION: i64 = 1;
 
 /// Why the vault did not open.
 #[derive(Debug, thiserror::Error)]

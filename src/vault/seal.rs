@@ -46,6 +46,24 @@ impl Sealed {
         Self(record)
     }
 
+    /// The same, under the number of another key-encryption key: nothing opens it there either.
+    pub fn erased_under(&self, kek_version: u32) -> Self {
+        let mut record = self.erased();
+        record.0[..HEADER_BYTES].copy_from_slice(&Self::header(kek_version));
+        record
+    }
+
+    /// Whether nothing is left behind the header.
+    pub fn is_erased(&self) -> bool {
+        self.0[HEADER_BYTES..].iter().all(|byte| *byte == 0)
+    }
+
+    /// What every record under this key-encryption key begins with.
+    pub fn header(kek_version: u32) -> [u8; HEADER_BYTES] {
+        let [a, b, c, d] = kek_version.to_be_bytes();
+        [VERSION, ALGORITHM, a, b, c, d]
+    }
+
     fn parts(&self) -> ([u8; NONCE_BYTES], &[u8], [u8; TAG_BYTES]) {
         let (nonce, rest) = self.0[HEADER_BYTES..].split_at(NONCE_BYTES);
         let (ciphertext, tag) = rest.split_at(SECRET_BYTES);
@@ -171,9 +189,7 @@ impl SealKey {
             .0
             .encrypt_inout_detached(&XNonce::from(*nonce), &binding.associated_data(kek_version), buffer)
             .expect("32 bytes and some names: the cipher takes up to 256 GiB");
-        header[0] = VERSION;
-        header[1] = ALGORITHM;
-        header[2..].copy_from_slice(&kek_version.to_be_bytes());
+        header.copy_from_slice(&Sealed::header(kek_version));
         nonce_place.copy_from_slice(nonce);
         tag_place.copy_from_slice(&tag);
         Sealed(record)
@@ -183,7 +199,8 @@ impl SealKey {
 const VERSION: u8 = 1;
 /// XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03).
 const ALGORITHM: u8 = 1;
-const HEADER_BYTES: usize = 6;
+/// Version, algorithm, and the number of the key-encryption key.
+pub const HEADER_BYTES: usize = 6;
 pub(super) const NONCE_BYTES: usize = 24;
 const TAG_BYTES: usize = 16;
 
@@ -280,6 +297,19 @@ mod tests {
             b"narvault/v1\0\0\0\0\x07cluster\0\0\0\x0csigning_keys\0\0\0\x03row\0\0\0\x06main-1\
             \0\0\0\x011\0\0\0\x05cache\0\0\0\0\0\0\0\0\0\0\0\x0212\0\0\0\x011\0\0\0\x01k\0\0\0\0";
         assert_eq!(binding.associated_data(12), expected);
+    }
+
+    #[test]
+    fn an_erased_record_has_nothing_but_its_header() {
+        let sealed = sealed();
+
+        let erased = sealed.erased_under(9);
+
+        assert!(erased.is_erased() && sealed.erased().is_erased() && !sealed.is_erased());
+        assert_eq!((erased.kek_version(), sealed.erased().kek_version()), (9, 7));
+        assert_eq!(&erased.as_bytes()[..HEADER_BYTES], Sealed::header(9));
+        assert_eq!(Sealed::parse(erased.as_bytes()), Ok(erased.clone()));
+        assert!(key(1).open(&erased, &BINDING).is_err());
     }
 
     #[test]

@@ -147,6 +147,10 @@ pub enum SlotError {
 }
 
 impl SlotRow {
+    fn binding<'a>(&'a self, cluster_id: &'a str) -> Binding<'a> {
+        binding(cluster_id, &self.id, self.kind, &self.params)
+    }
+
     /// A slot that gives `root` to whoever has `secret`.
     pub(super) fn wrap(
         root: &LockedBytes,
@@ -167,12 +171,46 @@ impl SlotRow {
         cluster_id: &str,
         secret: &SlotSecret,
     ) -> Result<LockedBytes, SlotError> {
+        Ok(self.prove(secret)?.root(cluster_id)?)
+    }
+
+    /// The slot with its key, if `secret` is this slot's. A passphrase takes about a second.
+    pub fn prove(&self, secret: &SlotSecret) -> Result<ProvenSlot, SlotError> {
         let slot_key = secret.slot_key(&self.params)?;
         if !bool::from(key_check_value(&slot_key).ct_eq(&self.kcv)) {
             return Err(SlotError::OtherSecret);
         }
-        let binding = binding(cluster_id, &self.id, self.kind, &self.params);
-        Ok(SealKey::derive(&slot_key).open(&self.wrapped_root, &binding)?)
+        Ok(ProvenSlot { row: self.clone(), slot_key })
+    }
+}
+
+/// A slot whose secret somebody brought: what it takes to wrap another ROOT for it.
+pub struct ProvenSlot {
+    row: SlotRow,
+    slot_key: LockedBytes,
+}
+
+impl ProvenSlot {
+    /// The row as it was when its secret was proven.
+    pub fn row(&self) -> &SlotRow {
+        &self.row
+    }
+
+    /// ROOT as this slot wraps it.
+    pub(super) fn root(&self, cluster_id: &str) -> Result<LockedBytes, VaultError> {
+        SealKey::derive(&self.slot_key).open(&self.row.wrapped_root, &self.row.binding(cluster_id))
+    }
+
+    /// The same slot, opened by the same secret with the same parameters, around another ROOT.
+    pub(super) fn rewrap(&self, root: &LockedBytes, cluster_id: &str) -> SlotRow {
+        let wrapped_root = SealKey::derive(&self.slot_key).seal(root, 0, &self.row.binding(cluster_id));
+        SlotRow { wrapped_root, ..self.row.clone() }
+    }
+}
+
+impl fmt::Debug for ProvenSlot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProvenSlot").field("slot", &self.row.id).field("slot_key", &self.slot_key).finish()
     }
 }
 

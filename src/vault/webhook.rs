@@ -38,15 +38,23 @@ impl OpenVault {
 
     /// The HMAC of `message` with the webhook's secret.
     pub fn sign_webhook(&self, row: &SealedWebhook, message: &[u8]) -> Result<[u8; 32], VaultError> {
-        let kek_version = row.sealed.kek_version();
-        let kek = self
-            .kek(kek_version)
-            .ok_or_else(|| VaultError::UnknownKek { row_id: row.id.clone(), kek_version })?;
-        let secret = kek.open(&row.sealed, &binding(&self.cluster_id, &row.id))?;
+        let secret = self.open_webhook(row)?;
         let mut mac = Hmac::<Sha256>::new_from_slice(secret.expose())
             .expect("a key of any length: RFC 2104, section 3");
         mac.update(message);
         Ok(mac.finalize().into_bytes().into())
+    }
+
+    /// The row's record anew, under the newest key-encryption key.
+    pub fn rewrap_webhook(&self, row: &SealedWebhook) -> Result<Sealed, VaultError> {
+        let secret = self.open_webhook(row)?;
+        let (kek_version, kek) = self.newest_kek();
+        Ok(kek.seal(&secret, kek_version, &binding(&self.cluster_id, &row.id)))
+    }
+
+    fn open_webhook(&self, row: &SealedWebhook) -> Result<LockedBytes, VaultError> {
+        let kek = self.kek_of(&row.sealed, &row.id)?;
+        kek.open(&row.sealed, &binding(&self.cluster_id, &row.id))
     }
 }
 

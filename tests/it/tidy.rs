@@ -94,7 +94,7 @@ const SQL: &[&str] = &[
 const PATH_SPELLERS: &[&str] = &["storage", "nix", "http", "client", "upstream"];
 
 /// What rows of the vault are made of beside `Sealed` and `SealedKey`: names, numbers and sealed records.
-const VAULT_ROWS: &[&str] = &["KekRow", "KeyLabel", "Purpose", "SlotKind", "SlotRow"];
+const VAULT_ROWS: &[&str] = &["KekRow", "KeyLabel", "Purpose", "SlotKind", "SlotRow", "VaultVersions"];
 
 /// Objects of the server's own: never a route, never in a narinfo.
 const OWN_OBJECTS: &[&str] = &["_narvault/", "_log/"];

@@ -55,9 +55,19 @@ pub(super) const LEFT_OUT: &[&str] = &["_sqlx_migrations", "backup_schedule"];
 
 /// In the order in which they can be filled: what is referred to comes first.
 pub const TABLES: &[Table] = &[
-    table("cluster", "id", "id# cluster_id seal_epoch# sealed_by_hand_at# created_at#"),
+    table(
+        "cluster",
+        "id",
+        "id# cluster_id seal_epoch# sealed_by_hand_at# created_at# root_version# kek_version#",
+    ),
     table("vault_slots", "id", "id kind params wrapped_root* kcv* created_at# removed_at#"),
-    table("vault_keks", "version", "version# wrapped* state created_at#"),
+    table("vault_keks", "version", "version# wrapped* state created_at# retired_at#"),
+    table(
+        "kek_rotations",
+        "id",
+        "id kek_version# state key_cursor webhook_cursor total# done# damaged due_at# lease_owner lease_until# \
+         contributor_id token_id started_at# ended_at#",
+    ),
     table(
         "signing_keys",
         "id",

@@ -10,11 +10,12 @@ use crate::db::paths::{PathRow, SignatureRow};
 use crate::db::resigning;
 use crate::db::signing_keys::{KeyRow, KeyState};
 use crate::nix::signature::{PublicKey, Signature};
-use crate::service::{Result, Service};
+use crate::service::{Error, Result, Service};
 use crate::tlog::leaf::{Event, Leaf};
+use crate::vault::VaultError;
 
 /// Public keys that belong to their sealed seeds, as the vault found.
-pub(super) struct Proven(Vec<PublicKey>);
+pub(in crate::service) struct Proven(Vec<PublicKey>);
 
 impl Proven {
     /// The key that bears the name of this signature, if the signature is its own over `message`.
@@ -30,7 +31,7 @@ impl Proven {
 impl Service {
     /// Those of a cache's keys whose signatures count as made here: all that are to be trusted, and with `compromised`
     /// those as well that are not any more. One that does not prove itself is left out, and told of.
-    pub(super) fn proven_keys(&self, keys: &[KeyRow], compromised: bool) -> Result<Proven> {
+    pub(in crate::service) fn proven_keys(&self, keys: &[KeyRow], compromised: bool) -> Result<Proven> {
         let mut proven = Vec::new();
         for row in keys {
             let wanted = row.state.is_trusted() || compromised && row.state == KeyState::Compromised;
@@ -41,6 +42,8 @@ impl Service {
             self.require_open()?;
             match self.inner.keyring.prove(&row.key) {
                 Ok(()) => proven.push(row.public_key.clone()),
+                // It may well be genuine: this replica has to open the vault anew first.
+                Err(VaultError::UnknownKek { .. }) if self.is_behind() => return Err(Error::Sealed),
                 Err(error) => tracing::error!(
                     key = %row.public_key.name(),
                     error = &error as &dyn std::error::Error,

@@ -204,6 +204,7 @@ impl Service {
             count += i64::try_from(found.len()).unwrap_or(0);
             // Needs the vault, which a rotation that owes nothing does without.
             if proven.is_none() {
+                self.catch_up_keks().await?;
                 proven = Some(self.proven_keys(&keys, false)?);
             }
             let Some(proven) = &proven else { return Ok((false, count)) };

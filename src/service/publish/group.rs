@@ -102,7 +102,7 @@ impl Service {
         if refused.iter().all(Option::is_some) {
             return Ok(Some(refused.into_iter().flatten().map(Err).collect()));
         }
-        self.recheck_open_in(&standing)?;
+        self.recheck_open_in(&mut tx, &standing).await?;
         let signers = self.signers(&mut tx, &first.cache, &standing).await?;
         let (cache, keys) = (&signers.cache, &signers.keys);
         if keys.is_empty() {

@@ -62,6 +62,24 @@ impl Service {
         }
     }
 
+    /// All that is configured and can be had now, for these slots; what cannot is passed over.
+    pub(in crate::service) async fn configured_secrets(&self, slots: &[SlotRow]) -> Vec<SlotSecret> {
+        let mut secrets = Vec::new();
+        for configured in self.inner.door.settings.configured() {
+            if let Configured::Kms(key) = &configured {
+                for slot in slots {
+                    let (kms, cluster_id) = (&self.inner.door.kms, &self.inner.cluster_id);
+                    let secret = kms_secret(kms, key, cluster_id, slot, CALL_MAX).await;
+                    secrets.extend(secret.ok().flatten().map(SlotSecret::Kms));
+                }
+                continue;
+            }
+            let read = tokio::task::spawn_blocking(move || configured.read()).await;
+            secrets.extend(read.ok().and_then(|read| read.ok()));
+        }
+        secrets
+    }
+
     async fn open_by_file(&self, call: &Call, file: Configured, opening: Opening) -> Result<()> {
         let read = tokio::task::spawn_blocking(move || file.read()).await;
         let secret = read.unwrap_or_else(|panic| Err(panic.into()))?;

@@ -99,8 +99,13 @@ impl Service {
 
     /// Sends a delivery that is leased, once, and writes down how that went. Whether it was taken.
     pub(super) async fn deliver(&self, leased: &Leased) -> Result<bool> {
-        let attempt = match self.message(leased) {
-            Err(VaultError::Sealed) => {
+        let mut message = self.message(leased);
+        if matches!(message, Err(VaultError::UnknownKek { .. })) {
+            self.catch_up_keks().await?;
+            message = self.message(leased);
+        }
+        let attempt = match message {
+            Err(error) if self.waits_for_vault(&error) => {
                 let mut tx = self.inner.db.begin(Gate::Around).await?;
                 webhook_deliveries::give_back(&mut tx, leased).await?;
                 tx.commit().await?;
