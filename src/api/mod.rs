@@ -649,6 +649,52 @@ pub struct VaultView {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shares: Vec<GatheredSharesView>,
     pub slots: Vec<SlotView>,
+    /// Counts the root keys: each slot wraps the newest.
+    pub root_version: i64,
+    /// Counts the key-encryption keys: everything new is sealed with the newest.
+    pub kek_version: u32,
+    /// Keys and webhooks that are sealed with an older key-encryption key.
+    pub rows_behind: u64,
+    /// The newest rotation of the key-encryption key, under way or at its end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kek_rotation: Option<KekRotationView>,
+}
+
+/// Keys and webhooks sealed anew under a key-encryption key.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct KekRotationView {
+    /// The key-encryption key that they are sealed under.
+    pub kek_version: u32,
+    /// `rewrap` while it is under way, then `done`, or `superseded` where a later one has taken over.
+    pub state: String,
+    /// Keys and webhooks that there were to do when it began.
+    pub total: u64,
+    pub done: u64,
+    /// Those that do not open, so that the key-encryption key which they name is kept: `key NAME`, `webhook ID`; at most
+    /// 20 of them.
+    pub damaged: Vec<String>,
+    pub started_at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<String>,
+}
+
+/// What the root key is rotated with: the secret of each slot that shall stay, but for the one that the server itself is
+/// configured with.
+#[derive(Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RootRotate {
+    /// Passphrases, in any order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub passphrases: Vec<String>,
+    /// The 32 bytes of key files, each in base64.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub key_files: Vec<String>,
+    /// The ids of slots that go.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drop_slots: Vec<String>,
+    /// Seal what is there anew, too, under the key-encryption key that comes with the root key: after a theft.
+    #[serde(default)]
+    pub with_kek: bool,
 }
 
 /// How far a slot is from being opened with shares.

@@ -2,10 +2,11 @@
 //!
 //! Never takes a passphrase or a share as an argument, and never echoes one.
 
+mod rekey;
 mod shares;
 mod words;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use data_encoding::BASE64;
@@ -15,8 +16,10 @@ use super::Context;
 use super::ask::{self, Unattended};
 use super::failure::{Exit, Failure};
 use super::hardening::harden;
-use super::text::{Fields, moment};
-use crate::api::{KmsSlot, PassphraseReplace, SlotCreate, SlotView, UnsealRequest, VaultView};
+use super::text::{Fields, moment, plain};
+use crate::api::{
+    KekRotationView, KmsSlot, PassphraseReplace, SlotCreate, SlotView, UnsealRequest, VaultView,
+};
 use crate::client::Client;
 use crate::vault::{KeyFile, ShareCount};
 
@@ -34,6 +37,10 @@ pub enum VaultCommand {
     /// Change a passphrase that opens the vault
     #[command(subcommand)]
     Passphrase(PassphraseCommand),
+    /// Seal every key anew, with another key-encryption key
+    RotateKek(rekey::RotateKekArgs),
+    /// Put another root key in the place of the one that all slots wrap
+    RotateRoot(rekey::RotateRootArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -143,6 +150,8 @@ pub async fn run(command: VaultCommand, context: &Context) -> Result<(), Failure
                 .note("where a server has the former one in its `vault.passphrase_file`, replace it there");
             return context.printer.answer(&slot, |slot| format!("{}\n", slot_line(slot)));
         }
+        VaultCommand::RotateKek(args) => return rekey::rotate_kek(args, context).await,
+        VaultCommand::RotateRoot(args) => return rekey::rotate_root(args, context).await,
         VaultCommand::Status(StatusArgs {}) => client.vault().await?,
         VaultCommand::Unseal(args) if args.cancel_shares => client.vault_shares_cancel().await?,
         VaultCommand::Unseal(args) => unseal(&unseal_request(args)?, &client, context).await?,
@@ -206,10 +215,7 @@ async fn add_slot(args: AddArgs, client: &Client, context: &Context) -> Result<(
 
 fn new_slot(args: AddArgs) -> Result<SlotCreate, Failure> {
     if let Some(path) = &args.key_file {
-        // The same checks as at the server's start: size, owner, mode.
-        KeyFile::read(path).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
-        let bytes = std::fs::read(path)
-            .map_err(|error| Failure::caused(format!("cannot read {}", path.display()), error))?;
+        let bytes = read_key_file(path)?;
         return Ok(SlotCreate { key_file: Some(BASE64.encode(&bytes)), ..SlotCreate::default() });
     }
     if let Some(key_id) = args.kms {
@@ -253,6 +259,12 @@ pub(super) fn new_passphrase(hint: &str) -> Result<SecretString, Failure> {
     Ok(passphrase)
 }
 
+/// The bytes of a key file, after the same checks as at the server's start: size, owner, mode.
+fn read_key_file(path: &Path) -> Result<Vec<u8>, Failure> {
+    KeyFile::read(path).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
+    std::fs::read(path).map_err(|error| Failure::caused(format!("cannot read {}", path.display()), error))
+}
+
 fn fields(vault: &VaultView) -> String {
     Fields::default()
         .with("state", &vault.state)
@@ -261,7 +273,32 @@ fn fields(vault: &VaultView) -> String {
         .with_some("shares", shares::progress(vault))
         .with("opens by", words::opens_by(&vault.slots))
         .with_all("if lost", words::if_lost(&vault.slots))
+        .with("root key", format!("number {}", vault.root_version))
+        .with("sealed with", sealed_with(vault))
+        .with_some("rotation", vault.kek_rotation.as_ref().map(rotation))
+        .with_all("damaged", damaged(vault))
         .text()
+}
+
+fn sealed_with(vault: &VaultView) -> String {
+    let kek = format!("key-encryption key {}", vault.kek_version);
+    match vault.rows_behind {
+        0 => kek,
+        behind => format!("{kek}; {behind} keys and webhooks still with an older one"),
+    }
+}
+
+fn rotation(rotation: &KekRotationView) -> String {
+    let KekRotationView { kek_version, state, total, done, .. } = rotation;
+    match &rotation.ended_at {
+        Some(at) => format!("to key-encryption key {kek_version}: {}, {}", plain(state), moment(at)),
+        None => format!("to key-encryption key {kek_version}: {done} of {total} are sealed anew"),
+    }
+}
+
+fn damaged(vault: &VaultView) -> impl Iterator<Item = String> {
+    let names = vault.kek_rotation.iter().flat_map(|rotation| &rotation.damaged);
+    names.map(|name| format!("{} does not open, and keeps an older key-encryption key", plain(name)))
 }
 
 fn slot_line(slot: &SlotView) -> String {

@@ -19,11 +19,11 @@ use crate::api::{
     MissingAnswer, MissingRequest, NarsStored, Page, PageQuery, PartUrl, PartUrlRequest, PassphraseReplace,
     PathDelete, PathDeleted, PathProofQuery, PathQuery, PathSummary, PathView, PublicKeysQuery,
     PublishAnswer, PublishRequest, QuarantineCreate, QuarantineOutcome, QuarantineQuery, QuarantineView,
-    RestoreCreate, RestoreOutcome, RevokeRequest, Revoked, RotationCreate, RotationEdit, RotationView,
-    SlotAdded, SlotCreate, SlotView, StoredAnswer, StoredRequest, TokenCreate, TokenIssued, TokenQuery,
-    TokenRenew, TokenReport, TokenView, UnloggedSignature, UnsealRequest, UploadComplete, UploadOpen,
-    UploadPart, UploadView, VaultView, VersionView, WebhookCreate, WebhookCreated, WebhookEdit, WebhookView,
-    Whoami, WithdrawalView, WithdrawnPath, WithdrawnQuery,
+    RestoreCreate, RestoreOutcome, RevokeRequest, Revoked, RootRotate, RotationCreate, RotationEdit,
+    RotationView, SlotAdded, SlotCreate, SlotView, StoredAnswer, StoredRequest, TokenCreate, TokenIssued,
+    TokenQuery, TokenRenew, TokenReport, TokenView, UnloggedSignature, UnsealRequest, UploadComplete,
+    UploadOpen, UploadPart, UploadView, VaultView, VersionView, WebhookCreate, WebhookCreated, WebhookEdit,
+    WebhookView, Whoami, WithdrawalView, WithdrawnPath, WithdrawnQuery,
 };
 use crate::nix::hash::Sha256Digest;
 
@@ -583,6 +583,18 @@ impl Client {
     pub async fn passphrase_change(&self, body: &PassphraseReplace) -> Result<SlotView, Error> {
         self.require_token()?;
         self.answer(self.api(Method::POST, &["vault", "passphrase"])?.json(body)).await
+    }
+
+    /// Has everything sealed with another key-encryption key.
+    pub async fn vault_rotate_kek(&self) -> Result<VaultView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["vault", "rotate-kek"])?).await
+    }
+
+    /// Puts another root key in the place of the vault's, with the secrets of all slots that stay.
+    pub async fn vault_rotate_root(&self, body: &RootRotate) -> Result<VaultView, Error> {
+        self.require_token()?;
+        self.answer(self.api(Method::POST, &["vault", "rotate-root"])?.json(body)).await
     }
 
     /// Closes the vault of every replica, until an unseal.

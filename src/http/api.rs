@@ -109,6 +109,8 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(vault::show))
         .routes(routes!(vault::unseal, vault::cancel_shares))
         .routes(routes!(vault::seal))
+        .routes(routes!(vault::rotate_kek))
+        .routes(routes!(vault::rotate_root))
         .routes(routes!(vault::add_slot))
         .routes(routes!(vault::change_passphrase))
         .routes(routes!(vault::remove_slot))

@@ -43,6 +43,16 @@ pub const METRICS: &[Metric] = &[
         "Time from a request's head to its answer's",
     ),
     counter("narvault_http_requests_total", &["route", "method", "status"], "Requests answered"),
+    gauge(
+        "narvault_kek_rows_behind",
+        &[],
+        "Keys and webhooks that are sealed with an older key-encryption key than the newest",
+    ),
+    gauge(
+        "narvault_kek_rows_damaged",
+        &[],
+        "Of these, those that the rotation of the key-encryption key could not open",
+    ),
     histogram(
         "narvault_log_append_seconds",
         &[],

@@ -48,6 +48,10 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
     if let Ok(left) = app.service.rotations_left().await {
         ::metrics::gauge!("narvault_rotation_left").set(left as f64);
     }
+    if let Ok((behind, damaged)) = app.service.kek_rows_behind().await {
+        ::metrics::gauge!("narvault_kek_rows_behind").set(behind as f64);
+        ::metrics::gauge!("narvault_kek_rows_damaged").set(damaged as f64);
+    }
     if let Ok(Some(made_at)) = app.service.newest_backup().await {
         ::metrics::gauge!("narvault_backup_newest_timestamp_seconds").set(made_at.unix_seconds() as f64);
     }

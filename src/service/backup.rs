@@ -72,7 +72,10 @@ impl Service {
     }
 
     /// A snapshot, and the key of its root key: the slots in it wrap none else.
-    async fn begin_backup(&self, secret: Option<VaultSecret>) -> Result<(Tx, Header, BackupKey), BackupError> {
+    async fn begin_backup(
+        &self,
+        secret: Option<VaultSecret>,
+    ) -> Result<(Tx, Header, BackupKey), BackupError> {
         let mut is_again = false;
         loop {
             let mut tx = self.inner.db.begin_snapshot().await?;

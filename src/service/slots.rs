@@ -123,8 +123,7 @@ impl Service {
         let cluster_id = self.inner.cluster_id.clone();
         let made = tokio::task::spawn_blocking(move || {
             let shares = split(&secret, &cluster_id, &id)?;
-            let made =
-                keyring.with_vault(|vault| Ok((vault.new_slot(&id, &secret)?, vault.versions().root)));
+            let made = keyring.with_vault(|vault| Ok((vault.new_slot(&id, &secret)?, vault.versions().root)));
             let (slot, root_version) = made?;
             Ok::<_, SlotError>((slot, shares, root_version))
         });

@@ -25,9 +25,7 @@ use crate::kms::{Kms, KmsKeyId, KmsSettings};
 use crate::time::Timestamp;
 use crate::vault::root::UnlockError;
 use crate::vault::share::{SharesError, combine};
-use crate::vault::{
-    OpenVault, Passphrase, Share, ShareCount, SlotKind, SlotRow, SlotSecret, VaultVersions,
-};
+use crate::vault::{OpenVault, Passphrase, Share, ShareCount, SlotKind, SlotRow, SlotSecret, VaultVersions};
 
 /// What the vault is made and opened with: each of them has a slot, and any one opens it.
 #[derive(Debug, Clone, Default)]

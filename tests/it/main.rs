@@ -36,6 +36,7 @@ mod push_uploads;
 mod readme;
 mod recover;
 mod refusals;
+mod rekey;
 mod replicas;
 mod revocation;
 mod runbook;

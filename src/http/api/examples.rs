@@ -417,6 +417,20 @@ fn examples() -> BTreeMap<&'static str, Value> {
                 sealed_by_hand: false,
                 shares: Vec::new(),
                 slots: vec![slot()],
+                root_version: 1,
+                kek_version: 2,
+                rows_behind: 3,
+                kek_rotation: Some(kek_rotation()),
+            }),
+        ),
+        ("KekRotationView", value(&kek_rotation())),
+        (
+            "RootRotate",
+            value(&RootRotate {
+                passphrases: vec!["correct horse battery staple".into()],
+                key_files: Vec::new(),
+                drop_slots: vec![KEY_ID.into()],
+                with_kek: true,
             }),
         ),
         (
@@ -621,6 +635,18 @@ fn page<T>(item: T) -> Page<T> {
 fn hash(store_path: &str) -> String {
     let base_name = store_path.rsplit('/').next().unwrap_or_default();
     base_name.split('-').next().unwrap_or_default().to_owned()
+}
+
+fn kek_rotation() -> KekRotationView {
+    KekRotationView {
+        kek_version: 2,
+        state: "rewrap".into(),
+        total: 12,
+        done: 9,
+        damaged: Vec::new(),
+        started_at: "2026-11-22T13:00:00.000Z".into(),
+        ended_at: None,
+    }
 }
 
 fn slot() -> SlotView {

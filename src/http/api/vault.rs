@@ -10,12 +10,13 @@ use super::extract::{Anyone, Holder, Named, Result, Unread};
 use super::refusals::{Conflicts, KmsAway, Limited, Sealed, ToSome, Unknown, WithBody};
 use crate::access::Action;
 use crate::api::{
-    GatheredSharesView, HandedInView, PassphraseReplace, ShareCount, SlotAdded, SlotCreate, SlotView,
-    UnsealRequest, VaultView,
+    GatheredSharesView, HandedInView, KekRotationView, PassphraseReplace, RootRotate, ShareCount, SlotAdded,
+    SlotCreate, SlotView, UnsealRequest, VaultView,
 };
 use crate::http::App;
 use crate::service::{
-    AddedSlot, GatheredShares, NewSlot, PassphraseChange, Rejection, Slot, SlotId, Unseal, VaultStatus,
+    AddedSlot, GatheredShares, GivenSecret, KekRotation, NewRootRequest, NewSlot, PassphraseChange,
+    Rejection, Slot, SlotId, Unseal, VaultStatus,
 };
 
 /// Show the vault's state
@@ -86,6 +87,58 @@ pub(super) async fn cancel_shares(State(app): State<App>, Holder(call): Holder) 
 )]
 pub(super) async fn seal(State(app): State<App>, Holder(call): Holder) -> Result<Json<VaultView>> {
     Ok(Json(view(app.service.seal(&call).await?)))
+}
+
+/// Rotate the key-encryption key
+///
+/// From the answer on everything new is sealed with another one. In the background every key and webhook that is there is
+/// sealed anew, too; then the old one is overwritten. Nothing waits for it. Another call while that is under way begins
+/// again, with yet another one.
+#[utoipa::path(
+    post, path = "/api/v1/vault/rotate-kek", operation_id = "vault_rotate_kek", tag = "vault",
+    responses((status = 200, description = "How it stands now", body = VaultView), ToSome, Conflicts, Sealed),
+    security(("bearer" = ["admin"]), ("basic" = ["admin"])),
+)]
+pub(super) async fn rotate_kek(State(app): State<App>, Anyone(call): Anyone) -> Result<Json<VaultView>> {
+    Ok(Json(view(app.service.rotate_kek(&call).await?)))
+}
+
+/// Rotate the root key
+///
+/// Every slot that stays wraps another one from then on, for which its secret is needed; what the server is configured
+/// with is tried by itself. A slot whose secret is not there has to be among `drop_slots`. Whoever has the secret of a
+/// dropped slot and a copy of the database from before opens nothing that is written from the answer on, and with
+/// `with_kek`, within minutes, nothing of a later copy. A passphrase takes the server a second. Other replicas open the
+/// vault anew with what they are configured with, or seal.
+#[utoipa::path(
+    post, path = "/api/v1/vault/rotate-root", operation_id = "vault_rotate_root", tag = "vault",
+    request_body = RootRotate,
+    responses((status = 200, description = "How it stands now", body = VaultView),
+        ToSome, Unknown, Conflicts, WithBody, Limited, Sealed),
+    security(("bearer" = ["admin"]), ("basic" = ["admin"])),
+)]
+pub(super) async fn rotate_root(
+    State(app): State<App>,
+    Anyone(call): Anyone,
+    body: Unread,
+) -> Result<Json<VaultView>> {
+    app.service.require(&call, &Action::Administer, "vault-root-rotate", "").await?;
+    app.service.require_open()?;
+    let asked: RootRotate = body.json().await?;
+    let mut secrets = Vec::new();
+    for text in &asked.passphrases {
+        secrets.push(GivenSecret::passphrase(text)?);
+    }
+    for text in &asked.key_files {
+        let bytes = BASE64.decode(text.as_bytes());
+        let bytes = bytes.map_err(|_| Rejection::value("key_files", "is not base64"))?;
+        secrets.push(GivenSecret::key_file(&bytes)?);
+    }
+    let slot =
+        |id: &String| id.parse().map_err(|_| Rejection::value("drop_slots", "is not the id of a slot"));
+    let drop_slots = asked.drop_slots.iter().map(slot).collect::<std::result::Result<_, _>>()?;
+    let request = NewRootRequest { secrets, drop_slots, with_kek: asked.with_kek };
+    Ok(Json(view(app.service.rotate_root(&call, request).await?)))
 }
 
 /// Add a slot
@@ -201,5 +254,21 @@ fn view(status: VaultStatus) -> VaultView {
         sealed_by_hand: status.sealed_by_hand,
         shares: status.shares.into_iter().map(shares_view).collect(),
         slots: status.slots.into_iter().map(slot_view).collect(),
+        root_version: status.versions.root,
+        kek_version: status.versions.kek,
+        rows_behind: status.rows_behind,
+        kek_rotation: status.kek_rotation.map(kek_rotation_view),
+    }
+}
+
+fn kek_rotation_view(rotation: KekRotation) -> KekRotationView {
+    KekRotationView {
+        kek_version: rotation.kek_version,
+        state: rotation.state.as_str().to_owned(),
+        total: rotation.total,
+        done: rotation.done,
+        damaged: rotation.damaged,
+        started_at: rotation.started_at.rfc3339(),
+        ended_at: rotation.ended_at.map(|at| at.rfc3339()),
     }
 }
