@@ -234,6 +234,8 @@ async fn after_a_stolen_database_its_secrets_open_nothing_that_counts() {
     let mut reader = Reader::at("A stolen database", &server).with("SLOT", &slot).with("KEY", &key);
 
     reader.goes_on().await;
+    let rotated = reader.goes_on().await;
+    assert!(rotated.contains("number 2") && rotated.contains("key-encryption key 2: done"), "{rotated}");
     reader.goes_on().await;
     let new = reader.file("new.key");
     reader.ends();
