@@ -27,6 +27,7 @@ use crate::nix::signature::{KeyName, PublicKey, Signature};
 use crate::nix::store_path::{StorePath, StorePathHash};
 use crate::nix::{base32, references};
 use crate::storage::ObjectKey;
+use crate::succession::{Chain, Draft};
 use crate::tlog::bundle;
 use crate::tlog::checkpoint::Checkpoint;
 use crate::tlog::leaf::Leaf;
@@ -297,6 +298,15 @@ fuzz! {
             assert!(read.private.is_none() && read.references.is_none());
         }
     };
+    key_chain(files("succession-v1/chain")) |input| {
+        let Ok(read) = Chain::parse(input) else { return };
+        assert_eq!(read.encode().as_bytes(), input);
+    };
+    key_draft(files("succession-v1/draft")) |input| {
+        let Ok(text) = std::str::from_utf8(input) else { return };
+        let Ok(read) = Draft::parse(text) else { return };
+        assert_eq!(read.encode(), text);
+    };
     kms_slot(texts(&["$kms$v=1$k=arn:aws:kms:eu-central-1:123456789012:key/1f0e-aB9$AQIDBA"])) exact::<KmsParams>;
     tile(texts(&["tile/0/x001/x234/067.p/8", "tile/7/000.p/127", "tile/entries/999"])) exact::<Tile>;
     verifier_key(files("tlog-v1/vkeys").iter().flat_map(|keys| keys.split(|byte| *byte == b'\n')).map(<[u8]>::to_vec).collect()) exact::<VerifierKey>;
@@ -467,6 +477,7 @@ const OBJECTS: &[&str] = &[
     "debuginfo/abcdef0123456789abcdef0123456789abcdef01.debug",
     "main/realisations/sha256:0d3afc1656b44d9551db2ba53a7e1d61e538d966b848f781ae98b076fb011dc4!out.doi",
     "build-trace-v2/y4ik59is9893a2ia9frqf2530959s6hz-ca-user.drv/out.doi",
+    "main/key-succession",
     "_narvault/cluster",
     "_log/checkpoint",
 ];

@@ -17,14 +17,15 @@
 //! | [`client`] | typed calls over [`api`], login state, pushing ([`client::push`]), the texts of nix.conf and netrc | `api nix tlog` |
 //! | [`watch`] | what is new in the local store, queued and pushed | `client queue nix time` |
 //! | [`queue`] | what waits to be pushed from this machine: a SQLite file of the client's | `nix time` |
-//! | [`service`] | what a caller can ask for | `nix tlog time access vault storage db kms upstream webhook witness` |
+//! | [`service`] | what a caller can ask for | `nix tlog time access succession vault storage db kms upstream webhook witness` |
 //! | [`db`] | rows; the server's only SQL text; SQLite and Postgres from one text; reads a Nix client's memory too | `nix time access`, sealed types of `vault` |
 //! | [`storage`] | objects in a folder or in S3; the only code that spells an object's path | `nix` |
 //! | [`kms`] | a key management service, asked over the network to encrypt and decrypt slot keys of the vault | `vault` |
 //! | [`upstream`] | other binary caches, asked over the network whether they hold a path | `nix` |
 //! | [`webhook`] | messages to servers that an admin chose: where they may go, and how they are sent | – |
 //! | [`witness`] | others who cosign the log's checkpoints, asked over the network | `tlog` |
-//! | [`vault`] | the only code that sees a private key in clear | `nix` |
+//! | [`vault`] | the only code that sees a private key in clear | `nix succession` |
+//! | [`succession`] | which key comes after which, as signed statements, and how a client follows them | `nix tlog time` |
 //! | [`access`] | who may do what, as plain values: caller, action, scope, token | `time` |
 //! | [`api`] | the JSON of `/api/v1` | `nix tlog` |
 //! | [`nix`] | formats: base 32, hashes, store paths, NAR, narinfo, signatures | – |
@@ -34,7 +35,7 @@
 //!
 //! # Invariants
 //!
-//! - `nix`, `tlog`, `access` and `api` do no I/O, are not async, and never ask for the time or for randomness.
+//! - `nix`, `tlog`, `access`, `succession` and `api` do no I/O, are not async, and never ask for the time or for randomness.
 //! - `vault` never returns a private key, and never talks to the database. Of its secrets, `kms` sees slot keys and nothing
 //!   else. `db` knows only what is sealed.
 //! - `storage` never shows a half-written object, and never relies on conditional writes.
@@ -55,6 +56,8 @@
 //! - Reads need no key: paths are signed when they are published. A sealed server reads and revokes.
 //! - Shares of a slot key that were handed in lie in locked memory of one replica, for 15 minutes, and in no row
 //!   (`service::shares`).
+//! - A compromised key signs nothing, neither paths nor that another key comes after it: the vault takes statements in
+//!   their typed form, and signs them only with a key whose word they need.
 //! - A backup is read in one snapshot and opens with any secret of the vault; only one that was verified to its end is
 //!   restored, and only into an empty database (`service::backup`).
 //! - A request never panics the process; an error never holds a secret; each limit is stated, and named when it is hit.
@@ -113,6 +116,7 @@ pub mod nix;
 pub mod queue;
 pub mod service;
 pub mod storage;
+pub mod succession;
 pub mod time;
 pub mod tlog;
 pub mod upstream;

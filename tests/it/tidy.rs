@@ -21,7 +21,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("client", &["api", "nix", "tlog"]),
     ("queue", &["nix", "time"]),
     ("watch", &["client", "queue", "nix", "time"]),
-    ("vault", &["nix"]),
+    ("succession", &["nix", "tlog", "time"]),
+    ("vault", &["nix", "succession"]),
     ("storage", &["nix"]),
     ("kms", &["vault"]),
     ("upstream", &["nix"]),
@@ -30,7 +31,20 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("db", &["nix", "time", "access", "vault"]),
     (
         "service",
-        &["nix", "tlog", "time", "access", "vault", "storage", "db", "kms", "upstream", "webhook", "witness"],
+        &[
+            "nix",
+            "tlog",
+            "time",
+            "access",
+            "succession",
+            "vault",
+            "storage",
+            "db",
+            "kms",
+            "upstream",
+            "webhook",
+            "witness",
+        ],
     ),
     ("http", &["service", "access", "api", "nix", "time"]),
     ("web", &["service", "access"]),
@@ -65,7 +79,7 @@ const HOMES: &[(&str, &[&str], &str)] = &[
 ];
 
 /// Layers of plain values: no I/O, no async, no clock.
-const PURE: &[&str] = &["nix", "tlog", "access", "api"];
+const PURE: &[&str] = &["nix", "tlog", "access", "succession", "api"];
 const IMPURE: &[&str] = &["tokio", "async", "await", "SystemTime", "Instant", "TcpStream"];
 const IMPURE_STD: &[&str] = &["env", "fs", "net", "process", "thread"];
 
