@@ -74,7 +74,12 @@ impl KeyFile {
 }
 
 /// Root may own the file as well: that is how systemd credentials and mounted secrets come.
-fn check_owner_and_mode(path: &Path, owner: u32, mode: u32, user: u32) -> Result<(), KeyFileError> {
+pub(super) fn check_owner_and_mode(
+    path: &Path,
+    owner: u32,
+    mode: u32,
+    user: u32,
+) -> Result<(), KeyFileError> {
     if owner != user && owner != 0 {
         return Err(KeyFileError::Owner { path: path.to_owned(), owner, user });
     }

@@ -12,6 +12,7 @@ use super::VaultError;
 use super::keys::{OpenKey, SealedKey};
 use super::rekey::VaultVersions;
 use super::root::{KekRow, OpenVault};
+use crate::succession::Statement;
 
 /// Most seeds kept open at once, a locked page each. Past it all are dropped and opened again when next needed, which
 /// costs less than a millisecond a key.
@@ -136,6 +137,11 @@ impl Keyring {
     /// Signs the text of a checkpoint: see [`OpenKey::sign_note`].
     pub fn sign_note(&self, key: &SealedKey, text: &[u8]) -> Result<[u8; 64], VaultError> {
         self.with_key(key, |key| key.sign_note(text))
+    }
+
+    /// Signs that one key comes after another: see [`OpenKey::sign_succession`].
+    pub fn sign_succession(&self, key: &SealedKey, statement: &Statement) -> Result<[u8; 64], VaultError> {
+        self.with_key(key, |key| key.sign_succession(statement))
     }
 
     /// Writes a signed token: see [`OpenKey::mint_token`].

@@ -14,6 +14,8 @@ use super::nix_key::NixSecretKey;
 use super::root::OpenVault;
 use super::seal::{Binding, Sealed};
 use super::{VaultError, token};
+use crate::nix::signature::PublicKey;
+use crate::succession::Statement;
 
 /// What a key signs. The text stands in the row and in the associated data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -161,6 +163,21 @@ impl OpenKey {
         Ok(self.sign(text))
     }
 
+    /// Signs that one key of a cache comes after another, if the statement needs this key's word: of a key that may be in
+    /// other hands it never does.
+    pub fn sign_succession(&self, statement: &Statement) -> Result<[u8; 64], VaultError> {
+        self.require(Purpose::Cache)?;
+        let is_own = |key: &PublicKey| {
+            key.name().as_str() == self.row.label.name && *key.bytes() == self.row.public_key
+        };
+        let is_needed = |key: &PublicKey| statement.needs(key) && is_own(key);
+        if is_needed(&statement.old) || is_needed(&statement.new) {
+            Ok(self.sign(statement.encode().map_err(VaultError::Statement)?.as_bytes()))
+        } else {
+            Err(VaultError::NotConcerned)
+        }
+    }
+
     /// Writes `claims` into a signed token: a JWT, without narvault's `nvt_` in front.
     pub fn mint_token(&self, claims: &impl Serialize) -> Result<String, VaultError> {
         self.require(Purpose::Token)?;
@@ -197,6 +214,7 @@ mod tests {
     use super::super::key_file::KeyFile;
     use super::super::slots::SlotSecret;
     use super::*;
+    use crate::succession::testing as succession;
 
     fn vault() -> OpenVault {
         OpenVault::create("cluster", "slot", &SlotSecret::KeyFile(KeyFile::of([1; 32]))).unwrap().vault
@@ -379,6 +397,45 @@ mod tests {
         for text in ["", "Cache", "root", "kek"] {
             assert_eq!(text.parse::<Purpose>(), Err(UnknownPurpose), "{text}");
         }
+    }
+
+    #[test]
+    fn a_key_signs_successions_that_need_its_word_and_no_others() {
+        let key = open_key(Purpose::Cache, &[3; 32]);
+        let own = PublicKey::new("main-1".parse().unwrap(), &key.row().public_key).unwrap();
+        let renamed = PublicKey::new("main-9".parse().unwrap(), &key.row().public_key).unwrap();
+        let other = succession::TestKey::named("main-1").public;
+        let leaves =
+            |old: &PublicKey| Statement { old: old.clone(), ..succession::planned(1, "x", "main-2") };
+        let comes = |new: &PublicKey| Statement { new: new.clone(), ..succession::planned(1, "x", "main-1") };
+        let roots = succession::roots(1, 1, &["alice"]);
+        let stolen = succession::compromise(1, "x", "main-2", &roots);
+
+        for (what, statement, signs) in [
+            ("it leaves", leaves(&own), true),
+            ("it comes", comes(&own), true),
+            ("it comes for a stolen one", Statement { new: own.clone(), ..stolen.clone() }, true),
+            ("it was stolen", Statement { old: own, ..stolen }, false),
+            ("another of its name", leaves(&other), false),
+            ("it under another name", comes(&renamed), false),
+            ("two others", succession::planned(1, "x", "y"), false),
+        ] {
+            let signed = key.sign_succession(&statement);
+
+            match signed {
+                Ok(signature) if signs => {
+                    let verifier = VerifyingKey::from_bytes(&key.row().public_key).unwrap();
+                    let text = statement.encode().unwrap();
+                    assert!(verifier.verify_strict(text.as_bytes(), &signature.into()).is_ok(), "{what}");
+                }
+                Err(VaultError::NotConcerned) if !signs => {}
+                other => panic!("{what}: {other:?}"),
+            }
+        }
+        let impossible = Statement { seq: 0, ..leaves(&comes(&other).old) };
+        assert!(key.sign_succession(&impossible).is_err());
+        let log = open_key(Purpose::Log, &[3; 32]);
+        assert!(matches!(log.sign_succession(&impossible), Err(VaultError::WrongPurpose { .. })));
     }
 
     #[test]

@@ -32,6 +32,9 @@
 //! | KEK | id | `vault_keks` | version | – | version | `kek` | – | – | 0 | 1 | | |
 //! | key | id | `signing_keys` | key id | name | version | `cache`, `token`, `log` | id or – | 32 bytes | version | 1 | | |
 //! | webhook | id | `webhooks` | webhook id | – | – | `webhook` | – | – | version | 1 | | |
+//! | offline key | – | `offline_key` | – | name | – | `root` | – | 32 bytes | 0 | 1 | `passphrase` | its parameters |
+//!
+//! The last one is a file of its own, away from every server: a root key, sealed under a passphrase ([`offline_key`]).
 //!
 //! Invariants, each with a test:
 //! - A row moved to another place, or one field of which was changed, does not open.
@@ -52,6 +55,7 @@ pub mod keys;
 pub mod kms;
 pub mod memory;
 pub mod nix_key;
+pub mod offline_key;
 pub mod passphrase;
 pub mod random;
 pub mod rekey;
@@ -74,6 +78,7 @@ pub use keyring::Keyring;
 pub use keys::{KeyLabel, OpenKey, Purpose, SealedKey};
 pub use kms::{KmsKeyArn, KmsParams, KmsSecret};
 pub use nix_key::NixSecretKey;
+pub use offline_key::{OfflineKey, OfflineKeyError};
 pub use passphrase::{KdfCost, Passphrase};
 pub use rekey::{NewRoot, VaultVersions};
 pub use root::{KekRow, NewVault, OpenVault};
@@ -89,6 +94,9 @@ pub enum VaultError {
     Memory(#[from] memory::MemoryError),
     #[error("token could not be written")]
     Mint(#[source] jsonwebtoken::errors::Error),
+    /// The statement does not need this key's word.
+    #[error("a key was asked to sign a succession that does not need its word")]
+    NotConcerned,
     #[error("name of the imported key is not the name of the key row")]
     OtherName,
     /// Somebody put another ROOT in the place of the one that this process holds.
@@ -96,6 +104,8 @@ pub enum VaultError {
     OtherRoot,
     #[error("the vault is sealed")]
     Sealed,
+    #[error("a succession was to be signed that nobody could read")]
+    Statement(#[source] crate::succession::ReadError),
     /// The row was altered, or copied from another place: nothing of it may be used.
     #[error("row {row_id} of {table} does not open: it was altered, or it belongs elsewhere")]
     Tampered { table: &'static str, row_id: String },
