@@ -6,6 +6,7 @@
 pub mod frames;
 mod keys;
 mod push;
+mod successions;
 mod takedown;
 mod webhooks;
 
@@ -14,6 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 
 pub use keys::*;
 pub use push::*;
+pub use successions::*;
 pub use takedown::*;
 pub use webhooks::*;
 

@@ -23,6 +23,7 @@ struct Recovered {
     paths_withdrawn: u64,
     paths_adopted: u64,
     keys_changed: u64,
+    successions_adopted: u64,
     caches_deleted: u64,
     quarantines: u64,
     lost: Vec<String>,
@@ -48,6 +49,7 @@ impl From<Recovery> for Recovered {
             paths_withdrawn: recovery.paths_withdrawn,
             paths_adopted: recovery.paths_adopted,
             keys_changed: recovery.keys_changed,
+            successions_adopted: recovery.successions_adopted,
             caches_deleted: recovery.caches_deleted,
             quarantines: recovery.quarantines,
             lost: recovery.lost,
@@ -68,9 +70,13 @@ fn text(recovered: &Recovered) -> String {
          {paths_withdrawn} paths withdrawn or deleted again\n\
          {paths_adopted} paths served again that were signed since the backup\n\
          {} keys in the state that they had\n\
+         {} statements about keys that came after others\n\
          {} caches deleted again\n\
          {} contributors and paths quarantined again\n",
-        recovered.keys_changed, recovered.caches_deleted, recovered.quarantines
+        recovered.keys_changed,
+        recovered.successions_adopted,
+        recovered.caches_deleted,
+        recovered.quarantines
     );
     if !recovered.lost.is_empty() {
         text.push_str("not back:\n");

@@ -635,7 +635,7 @@ impl Client {
         self.status_and_bytes(self.request(Method::GET, &[&format!("{hash}.narinfo")])?).await
     }
 
-    fn api(&self, method: Method, segments: &[&str]) -> Result<RequestBuilder, Error> {
+    pub(super) fn api(&self, method: Method, segments: &[&str]) -> Result<RequestBuilder, Error> {
         let mut all = vec!["api", "v1"];
         all.extend(segments);
         self.request(method, &all)

@@ -13,6 +13,7 @@ pub mod nix_conf;
 pub mod proved;
 pub mod push;
 mod server_url;
+mod successions;
 pub mod text_file;
 
 pub use error::{Error, ErrorKind};

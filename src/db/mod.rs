@@ -23,6 +23,7 @@ pub mod evidence;
 pub mod impact;
 pub mod kek_rotations;
 pub mod key_rotations;
+pub mod key_successions;
 pub mod log;
 pub mod measured;
 pub mod nix_disk_cache;

@@ -21,6 +21,8 @@ pub enum OutboxKind {
     Auxiliary,
     /// Write or delete a cache's `nix-cache-info`.
     CacheInfo,
+    /// Write or delete a cache's statements about its keys.
+    KeySuccession,
     /// Delete a condemned NAR.
     Nar,
     /// Write or delete a narinfo.
@@ -30,12 +32,14 @@ pub enum OutboxKind {
 }
 
 impl OutboxKind {
-    const ALL: [Self; 5] = [Self::Auxiliary, Self::CacheInfo, Self::Nar, Self::NarInfo, Self::Realisation];
+    const ALL: [Self; 6] =
+        [Self::Auxiliary, Self::CacheInfo, Self::KeySuccession, Self::Nar, Self::NarInfo, Self::Realisation];
 
     fn as_str(self) -> &'static str {
         match self {
             Self::Auxiliary => "auxiliary",
             Self::CacheInfo => "cache-info",
+            Self::KeySuccession => "key-succession",
             Self::Nar => "nar",
             Self::NarInfo => "narinfo",
             Self::Realisation => "realisation",

@@ -17,6 +17,7 @@ mod push;
 mod refusals;
 mod rotations;
 mod server;
+mod successions;
 mod takedown;
 mod tokens;
 mod uploads;
@@ -73,6 +74,12 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(rotations::unlogged))
         .routes(routes!(rotations::rotate, rotations::show, rotations::edit, rotations::abandon))
         .routes(routes!(rotations::public_keys))
+        .routes(routes!(successions::show, successions::submit))
+        .routes(routes!(successions::draft))
+        .routes(routes!(successions::roots, successions::submit_roots))
+        .routes(routes!(successions::draft_roots))
+        .routes(routes!(successions::server_roots, successions::submit_server_roots))
+        .routes(routes!(successions::draft_server_roots))
         .routes(routes!(paths::missing))
         .routes(routes!(push::nars))
         .routes(routes!(push::stored))

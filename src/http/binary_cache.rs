@@ -167,6 +167,10 @@ async fn get(
             app.service.auxiliary(cache, &Auxiliary::DebugInfo(key.clone())).await?
         }
         CacheObject::Realisation(key) => app.service.realisation(cache, key).await?,
+        CacheObject::KeySuccession => {
+            let document = app.service.succession_document(cache).await?.ok_or_else(absent)?;
+            return Ok(conditional::document(headers, document, object.content_type(), cache.public));
+        }
     };
     let text = text.ok_or_else(absent)?;
     let mut response = Response::new(Body::from(text));
@@ -261,6 +265,7 @@ async fn put(
 ) -> Result<Response, Refusal> {
     let service = &app.service;
     let auxiliary = match object {
+        CacheObject::KeySuccession => return Err(Refusal::method("GET, HEAD")),
         CacheObject::Info => {
             // Nix puts its own where it finds none; ours stands.
             body.read(CACHE_INFO_SIZE_BYTES_MAX as u64, "nix-cache-info").await?;

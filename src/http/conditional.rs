@@ -1,8 +1,12 @@
-//! `If-None-Match`, `Range` and `If-Range` (RFC 9110, sections 13 and 14).
+//! `If-None-Match`, `Range` and `If-Range` (RFC 9110, sections 13 and 14), and small texts that know them.
 
 use std::ops::Range;
 
-use axum::http::{HeaderMap, HeaderName, header};
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::Response;
+
+use crate::nix::hash::Sha256Digest;
 
 /// What a `Range` header asks of a body of known size.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +22,29 @@ pub(super) enum RangeAnswer {
 pub(super) fn matches(headers: &HeaderMap, etag: &str) -> bool {
     let Some(text) = text(headers, header::IF_NONE_MATCH) else { return false };
     text.split(',').map(str::trim).any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == etag)
+}
+
+/// A small text with its `ETag`, or 304 where the caller has that already. What is not `public` is kept by nobody.
+pub(super) fn document(
+    asked: &HeaderMap,
+    text: String,
+    content_type: &'static str,
+    public: bool,
+) -> Response {
+    let etag = format!("\"{}\"", Sha256Digest::of(text.as_bytes()));
+    let unchanged = matches(asked, &etag);
+    let mut response = Response::new(if unchanged { Body::empty() } else { Body::from(text) });
+    if unchanged {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+    }
+    let caching = if public { "public, max-age=60" } else { "private, no-store" };
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(caching));
+    if let Ok(etag) = HeaderValue::try_from(etag) {
+        headers.insert(header::ETAG, etag);
+    }
+    response
 }
 
 /// Reads `Range`, unless `If-Range` names another version.

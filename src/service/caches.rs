@@ -114,6 +114,10 @@ impl Service {
         caches::insert(tx, &row).await.map_err(|error| taken(error, row.name.as_str()))?;
         let mut release = Release::new(self, &row, now);
         release.object(tx, CacheObject::Info).await?;
+        // The server's root keys hold for it from its beginning.
+        if self.has_succession(tx, &row).await? {
+            release.object(tx, CacheObject::KeySuccession).await?;
+        }
         let objects = release.objects;
         Ok((row, objects))
     }
@@ -245,6 +249,7 @@ impl Service {
         let mut acts = Vec::new();
         if last {
             release.object(&mut tx, CacheObject::Info).await?;
+            release.object(&mut tx, CacheObject::KeySuccession).await?;
             caches::delete(&mut tx, cache.id, now).await?;
             acts.push(Act {
                 action: "cache-delete",

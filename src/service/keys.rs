@@ -5,15 +5,20 @@ mod accounted;
 mod inspect;
 mod purge;
 mod resign;
+mod root_sets;
 mod rotation;
 mod states;
+mod succession;
 #[cfg(test)]
 mod tests;
 mod worker;
 
 use serde_json::{Value, json};
 
+pub use self::root_sets::RootSets;
 pub use self::rotation::{PublicKeys, Rotation, RotationRequest, StepTime};
+pub(super) use self::succession::chain_of;
+pub use self::succession::{Succession, SuccessionRequest};
 
 use super::audit::Act;
 use super::contributors::taken;

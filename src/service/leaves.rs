@@ -64,6 +64,11 @@ pub(super) enum AdminEvent {
         public_key: Box<PublicKey>,
         state: &'static str,
     },
+    /// The key that comes after another, and why.
+    KeySuccession {
+        public_key: Box<PublicKey>,
+        reason: &'static str,
+    },
     PolicyChange,
     TokenIssue(TokenId),
     TokenRevoke(TokenId),
@@ -162,6 +167,9 @@ fn admin_event(admin: &AdminEvent, cache: Disclosed<CacheLine>) -> std::result::
         AdminEvent::ContributorSuspend(id) => Event::ContributorSuspend(id.to_string().parse()?),
         AdminEvent::KeyCreate { public_key, state } => Event::KeyCreate(key_event(cache, public_key, state)?),
         AdminEvent::KeyState { public_key, state } => Event::KeyState(key_event(cache, public_key, state)?),
+        AdminEvent::KeySuccession { public_key, reason } => {
+            Event::KeySuccession(key_event(cache, public_key, reason)?)
+        }
         AdminEvent::PolicyChange => Event::PolicyChange(cache),
         AdminEvent::TokenIssue(id) => Event::TokenIssue(id.to_string().parse()?),
         AdminEvent::TokenRevoke(id) => Event::TokenRevoke(id.to_string().parse()?),

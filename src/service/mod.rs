@@ -76,7 +76,10 @@ pub use call::{Call, Origin};
 pub use contributors::{ContributorChange, ContributorDetails};
 pub use erasure::Erased;
 pub use error::{Conflict, Error, Rejection};
-pub use keys::{KeyLimits, KeySource, PublicKeys, Rotation, RotationRequest, StepTime};
+pub use keys::{
+    KeyLimits, KeySource, PublicKeys, RootSets, Rotation, RotationRequest, StepTime, Succession,
+    SuccessionRequest,
+};
 pub use log_publisher::{Fork, SigningStopped};
 pub use memory::RenderedNarInfo;
 pub use openings::{LogOpening, OPENINGS_COUNT_MAX};
@@ -123,6 +126,7 @@ pub use crate::db::webhook_deliveries::{DeliveryRow, DeliveryState};
 pub use crate::db::webhooks::WebhookSummary;
 pub use crate::db::withdrawals::{AffectedRow, WithdrawalRow};
 pub use crate::storage::CacheObject;
+pub use crate::succession::{Roots, Signed, Statement};
 pub use crate::tlog::tile::Tile as LogTile;
 
 use crate::access::{Action, CacheName, TokenCaller};

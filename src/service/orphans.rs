@@ -183,6 +183,13 @@ impl Known {
                         known.objects.insert(CacheObject::Info);
                     }
                 }
+                CacheObject::KeySuccession => {
+                    if let Some(cache) = caches::by_id(connection, cache).await?
+                        && !super::keys::chain_of(connection, &cache).await?.is_empty()
+                    {
+                        known.objects.insert(CacheObject::KeySuccession);
+                    }
+                }
                 CacheObject::Narinfo(hash) => narinfos.push(hash.to_string()),
                 CacheObject::Nar(file) => nars.push(*file),
                 CacheObject::Listing(hash) => listings.push(hash.to_string()),

@@ -7,6 +7,7 @@
 mod adopt;
 mod effects;
 mod quarantines;
+mod successions;
 
 use std::collections::{HashMap, HashSet};
 
@@ -38,6 +39,8 @@ pub struct Recovery {
     /// Paths that were signed since the backup, and are served again.
     pub paths_adopted: u64,
     pub keys_changed: u64,
+    /// Statements about keys that were published since.
+    pub successions_adopted: u64,
     pub caches_deleted: u64,
     /// Contributors, and withdrawn paths, that are quarantined again.
     pub quarantines: u64,
@@ -94,6 +97,7 @@ impl Service {
         self.each_lost(state.size, end, async |batch| self.append_lost(batch).await).await?;
         said.recovery.leaves = u64::try_from(end - first).unwrap_or(0);
         self.adopt_signed(&mut said).await?;
+        self.adopt_successions(&mut said).await?;
         self.end_recovery(call, &said.recovery, checkpoint.size).await?;
         Ok(said.recovery)
     }

@@ -109,6 +109,7 @@ impl<'a> Release<'a> {
                 (OutboxKind::Auxiliary, String::new())
             }
             CacheObject::Realisation(_) => (OutboxKind::Realisation, String::new()),
+            CacheObject::KeySuccession => (OutboxKind::KeySuccession, String::new()),
         };
         Ok(Wish { object: super::key_of(self.cache, object)?.to_string(), kind, subject })
     }
@@ -411,6 +412,13 @@ impl Service {
                 self.auxiliary_body(cache, AuxiliaryKind::DebugInfo, &key.to_string()).await?
             }
             CacheObject::Realisation(key) => self.realisation_body(cache, key).await?,
+            CacheObject::KeySuccession => {
+                let row = caches::by_id(&mut *self.inner.db.read().await?, cache).await?;
+                match row {
+                    Some(row) => self.succession_document(&row).await?.map(Bytes::from),
+                    None => None,
+                }
+            }
         };
         match body {
             Some(body) => self.inner.storage.put_soon(&key, body).await?,

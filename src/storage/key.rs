@@ -134,6 +134,8 @@ pub enum CacheObject {
     Realisation(RealisationKey),
     /// `debuginfo/<40 hex>.debug`
     DebugInfo(DebugInfoKey),
+    /// `key-succession`: which key comes after which, for clients that follow. Nix never asks for it.
+    KeySuccession,
 }
 
 impl CacheObject {
@@ -143,7 +145,7 @@ impl CacheObject {
             Self::Info => "text/x-nix-cache-info",
             Self::Narinfo(_) => "text/x-nix-narinfo",
             Self::Nar(_) => "application/x-nix-nar",
-            Self::BuildLog(_) => "text/plain; charset=utf-8",
+            Self::BuildLog(_) | Self::KeySuccession => "text/plain; charset=utf-8",
             Self::Listing(_) | Self::Realisation(_) | Self::DebugInfo(_) => "application/json",
         }
     }
@@ -159,6 +161,7 @@ impl fmt::Display for CacheObject {
             Self::BuildLog(derivation) => write!(f, "log/{}", derivation.base_name()),
             Self::Realisation(key) => write!(f, "{key}"),
             Self::DebugInfo(key) => write!(f, "debuginfo/{key}"),
+            Self::KeySuccession => f.write_str(KEY_SUCCESSION),
         }
     }
 }
@@ -176,6 +179,8 @@ fn parse_object(text: &str) -> Option<CacheObject> {
     let Some((folder, rest)) = text.split_once('/') else {
         return if text == "nix-cache-info" {
             Some(CacheObject::Info)
+        } else if text == KEY_SUCCESSION {
+            Some(CacheObject::KeySuccession)
         } else if let Some(hash) = text.strip_suffix(".narinfo") {
             Some(CacheObject::Narinfo(hash.parse().ok()?))
         } else {
@@ -333,6 +338,9 @@ impl Folder {
 /// The server's own folder. No prefix begins with `_`, so no cache lies here.
 pub(super) const OWN_FOLDER: &str = "_narvault";
 
+/// The statements about a cache's keys, below its URL.
+const KEY_SUCCESSION: &str = "key-succession";
+
 /// Where uploads in parts lie within it.
 const UPLOADS: &str = "uploads/";
 
@@ -371,6 +379,7 @@ mod tests {
             (format!("realisations/sha256:{HEX}!out.doi"), "application/json"),
             (format!("build-trace-v2/{HASH}-a.drv/dev.doi"), "application/json"),
             (format!("debuginfo/{}.debug", &HEX[..40]), "application/json"),
+            ("key-succession".into(), "text/plain; charset=utf-8"),
         ]
     }
 

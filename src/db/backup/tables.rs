@@ -78,6 +78,8 @@ pub const TABLES: &[Table] = &[
         "id",
         "id name visibility priority# prefix upstream_paths undeclared_references created_at# deleted_at#",
     ),
+    table("key_successions", "id", "id cache_id seq# note created_at#"),
+    table("key_roots", "id", "id scope version# note created_at#"),
     table(
         "key_rotations",
         "id",

@@ -8,6 +8,8 @@ use utoipa::openapi::{Content, OpenApi, Ref, RefOr};
 
 use crate::api::*;
 
+mod successions;
+
 const CONTRIBUTOR_ID: &str = "0195f2a1-0d5b-7a6e-9c07-5b1f5e2d4c3b";
 const TOKEN_ID: &str = "0195f2a1-5c1e-7d43-8a51-2f0c5f6f0b7e";
 const CACHE_ID: &str = "0195f29f-e3a2-7b11-b0d4-8f6f1c2a3d4e";
@@ -179,7 +181,7 @@ fn examples() -> BTreeMap<&'static str, Value> {
         found_at: "2026-11-22T13:20:00.000Z".into(),
     };
     let page_of_paths = Page { items: vec![summary], next: Some(PATH_CURSOR.into()) };
-    BTreeMap::from([
+    let mut examples = BTreeMap::from([
         ("AuditView", value(&audit)),
         ("LogOpenings", value(&log_openings())),
         ("CacheCreate", json!({ "name": "main", "public": true })),
@@ -469,7 +471,9 @@ fn examples() -> BTreeMap<&'static str, Value> {
                 expires_at: "2027-02-20T13:06:00.000Z".into(),
             }),
         ),
-    ])
+    ]);
+    examples.extend(successions::examples());
+    examples
 }
 
 fn webhook() -> WebhookView {

@@ -1,9 +1,8 @@
 //! What happens to signing keys after they were made: states, rotations, compromises, and the public halves for clients.
 
 use axum::Json;
-use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 
 use super::extract::{Anyone, Holder, Named, Query, Result, Unread};
@@ -17,7 +16,6 @@ use crate::api::{
     RotationCreate, RotationEdit, RotationStepView, RotationView, UnloggedSignature,
 };
 use crate::http::{App, conditional};
-use crate::nix::hash::Sha256Digest;
 use crate::nix::signature::{KeyName, PublicKey};
 use crate::nix::trust::Trusted;
 use crate::service::{PublicKeys, Rejection, Rotation, RotationRequest, UnloggedRow};
@@ -276,24 +274,11 @@ pub(super) async fn public_keys(
     let found = app.service.public_keys(&call, &cache).await?;
     let format = asked.format.unwrap_or(PublicKeysFormat::Json);
     let text = public_keys_text(&app, &found, format);
-    let etag = format!("\"{}\"", Sha256Digest::of(text.as_bytes()));
-    let unchanged = conditional::matches(&headers, &etag);
-    let mut response = Response::new(if unchanged { Body::empty() } else { Body::from(text) });
-    if unchanged {
-        *response.status_mut() = StatusCode::NOT_MODIFIED;
-    }
     let kind = match format {
         PublicKeysFormat::Json => "application/json",
         _ => "text/plain; charset=utf-8",
     };
-    let caching = if found.cache.public { "public, max-age=60" } else { "private, no-store" };
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(caching));
-    if let Ok(etag) = HeaderValue::try_from(etag) {
-        headers.insert(header::ETAG, etag);
-    }
-    Ok(response)
+    Ok(conditional::document(&headers, text, kind, found.cache.public))
 }
 
 fn public_keys_text(app: &App, found: &PublicKeys, format: PublicKeysFormat) -> String {

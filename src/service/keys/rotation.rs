@@ -3,6 +3,7 @@
 
 use serde_json::json;
 
+use super::succession::Announcement;
 use super::worker::{DAY_SECONDS, publish_ends, wait_ends};
 use super::{KeySource, changed, created};
 use crate::access::{Action, CacheName};
@@ -109,6 +110,9 @@ impl Service {
             };
             acts.push(begun(&row, &cache, old));
             self.begin_rotation(&mut tx, &row).await?;
+            // When the old one retires is told once it does: a rotation may be paused, and clients keep to a date.
+            let told = Announcement { cache: &cache, old, new: &new, retire_old: None, now };
+            acts.push(self.tell_succession(&mut tx, told).await?);
             self.record(&mut tx, call, acts, now).await?;
             Ok::<_, Error>(tx.commit().await?)
         })
@@ -293,8 +297,12 @@ impl Service {
     async fn waits_for(&self, connection: &mut Connection, row: &RotationRow) -> Result<Option<String>> {
         let Progress { total, done, refused, .. } = row.progress;
         let left = (total - done - refused).max(0);
-        let needs_vault =
-            matches!(row.step, RotationStep::Publish | RotationStep::Purge | RotationStep::Resign);
+        let needs_vault = match row.step {
+            RotationStep::Publish | RotationStep::Purge | RotationStep::Resign => true,
+            // The old key signs once more that it goes.
+            RotationStep::Wait => wait_ends(row) <= self.inner.clock.now(),
+            _ => false,
+        };
         let text = match row.step {
             RotationStep::Abandoned | RotationStep::Done => return Ok(None),
             _ if row.paused_at.is_some() => "somebody to resume it: `narvault key resume`".to_owned(),

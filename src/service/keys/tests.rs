@@ -17,6 +17,7 @@ use crate::tlog::leaf::{Event, Leaf};
 use crate::vault::Sealed;
 
 mod compromise;
+mod succession;
 
 pub(super) const DAY: i64 = 24 * 3600;
 

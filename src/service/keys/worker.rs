@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::resign::{Batch, Workbench};
+use super::succession::Announcement;
 use super::{KeySource, changed, created};
 use crate::access::Action;
 use crate::db::caches;
@@ -321,8 +322,10 @@ impl Service {
         Ok(())
     }
 
-    /// Retires the old key at the end of the waiting, unless a path came back meanwhile without the new signature.
+    /// Retires the old key at the end of the waiting, unless a path came back meanwhile without the new signature. The
+    /// last thing that it signs is that it goes.
     pub(super) async fn retire_old(&self, call: &Call, row: &RotationRow) -> Result<()> {
+        self.require_open()?;
         // Before the gate, where a look at all paths would hold everybody up.
         let (owed, lacking) = self.owed(row).await?;
         if owed {
@@ -333,6 +336,7 @@ impl Service {
             let now = self.inner.clock.now();
             let mut tx = self.inner.db.begin(Gate::Exclusive).await?;
             self.recheck_administrator(&mut tx, call, now).await?;
+            self.recheck_open(&mut tx).await?;
             let Some(row) = locked(&mut tx, row).await? else { return Ok(None) };
             // One more came in between: at the next look it is among them.
             if self.lacking(&mut tx, &row).await? > lacking {
@@ -343,6 +347,10 @@ impl Service {
             let old = bench.key(bench.rotation.old_key.as_ref()).filter(|key| key.state.signs());
             if let Some(old) = old {
                 let to = KeyState::Retired;
+                if let Some(new) = bench.key(bench.rotation.new_key.as_ref()) {
+                    let told = Announcement { cache: &bench.cache, old, new, retire_old: Some(now), now };
+                    acts.push(self.tell_succession(&mut tx, told).await?);
+                }
                 self.change_key(&mut tx, call, &bench.cache, old, to, now).await?;
                 acts.push(changed(old, to, &bench.cache, bench.detail()));
             }
