@@ -5,6 +5,7 @@
 mod memory;
 mod nix_side;
 mod server_side;
+mod succession;
 
 use clap::Args;
 
@@ -78,6 +79,7 @@ async fn cache(
     let Some(view) = server_side::cache(report, session, name).await else { return Ok(()) };
     let Some(setup) = setup else { return Ok(()) };
     nix_side::cache(report, setup, &view);
+    succession::look(report, setup, &view, session, context.clock.now()).await;
     let pull_url: ServerUrl = super::session::parse_url(&view.pull_url)?;
     let token =
         if view.public { None } else { server_side::netrc(report, setup, &view, session, context).await? };

@@ -3,6 +3,9 @@
 //! Never prints a secret key: there is no call that gives one.
 
 mod rotation;
+mod succession;
+
+pub use succession::text as succession_text;
 
 use std::path::PathBuf;
 
@@ -49,6 +52,8 @@ pub enum KeyCommand {
     Compromise(rotation::CompromiseArgs),
     /// List signatures under a key's name that the log does not account for
     Unlogged(rotation::UnloggedArgs),
+    /// Show what clients are told of keys that come after others, or draft what root keys sign after a compromise
+    Succession(succession::SuccessionArgs),
     /// Destroy the secret of a retired or compromised key
     Destroy(rotation::DestroyArgs),
 }
@@ -113,6 +118,7 @@ pub async fn run(command: KeyCommand, context: &Context) -> Result<(), Failure> 
         KeyCommand::Compromise(args) => rotation::compromise(args, context).await,
         KeyCommand::Unlogged(args) => rotation::unlogged(args, context).await,
         KeyCommand::Destroy(args) => rotation::destroy(args, context).await,
+        KeyCommand::Succession(args) => succession::run(args, context).await,
     }
 }
 

@@ -35,6 +35,7 @@ mod quarantine;
 mod queue;
 mod recover;
 mod restore;
+mod root;
 mod serve;
 pub mod server;
 mod session;
@@ -116,6 +117,9 @@ pub enum Command {
     /// Signing keys of a cache
     #[command(subcommand)]
     Key(key::KeyCommand),
+    /// Root keys: kept away from every server, for the day on which a signing key is stolen
+    #[command(subcommand)]
+    Root(root::RootCommand),
     /// People, CI jobs and builders
     #[command(subcommand)]
     Contributor(contributor::ContributorCommand),
@@ -210,6 +214,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Push(args) => push::run(args, &context).await,
         Command::Cache(command) => cache::run(command, &context).await,
         Command::Key(command) => key::run(command, &context).await,
+        Command::Root(command) => root::run(command, &context).await,
         Command::Contributor(command) => contributor::run(command, &context).await,
         Command::Token(command) => token::run(command, &context).await,
         Command::Use(args) => use_cache::use_cache(args, &context).await,
@@ -376,6 +381,14 @@ mod tests {
             "narvault contributor add alice --kind robot",
             "narvault contributor edit alice",
             "narvault key import main",
+            "narvault key succession main --key main-1",
+            "narvault root set --server --threshold 1",
+            "narvault root set main alice:AA==",
+            "narvault root sign ./draft",
+            "narvault root show",
+            "narvault use",
+            "narvault use --refresh --print nixos",
+            "narvault use --from https://a.example main",
             "narvault token issue alice",
             "narvault token issue alice --scope push:main --expires 30",
             "narvault token issue alice --scope push:main --expires 0d",

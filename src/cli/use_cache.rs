@@ -6,6 +6,8 @@
 mod diff;
 mod missing;
 mod netrc_entry;
+pub mod refresh;
+pub mod seen;
 mod snippets;
 mod target;
 
@@ -29,17 +31,29 @@ use crate::client::text_file::{Secrecy, TextFile};
 use crate::nix::signature::PublicKey;
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  narvault use main")]
+#[command(after_help = "\
+With --refresh, the keys of caches that are used already are followed from one to the next, by statements that the key \
+trusted so far has signed, or root keys: no server is believed for it, and a bucket is enough.
+
+Example:
+  narvault use main")]
 pub struct UseArgs {
     /// The cache's name, or its whole pull URL
-    cache: String,
+    #[arg(required_unless_present = "refresh")]
+    cache: Option<String>,
+    /// Follow the keys of this cache, or of every cache that is used, to those that have come since
+    #[arg(long)]
+    refresh: bool,
+    /// Where the statements are fetched that are followed: the URL of a mirror or of a bucket [default: the pull URL]
+    #[arg(long, value_name = "URL", requires_all = ["refresh", "cache"])]
+    from: Option<String>,
     #[command(flatten)]
     which: FileArgs,
     /// Show what would change, and change nothing
     #[arg(long)]
     dry_run: bool,
     /// Print the settings for a configuration that is made elsewhere, and change nothing
-    #[arg(long, value_enum, value_name = "FORMAT", conflicts_with_all = ["which", "dry_run"])]
+    #[arg(long, value_enum, value_name = "FORMAT", conflicts_with_all = ["which", "dry_run", "refresh"])]
     print: Option<Format>,
 }
 
@@ -82,7 +96,11 @@ struct NetrcOutcome {
 }
 
 pub async fn use_cache(args: UseArgs, context: &Context) -> Result<(), Failure> {
-    let (server, name) = named(&args.cache, context)?;
+    let cache = match &args.cache {
+        Some(cache) if !args.refresh => cache,
+        _ => return refresh::refresh(&args, context).await,
+    };
+    let (server, name) = named(cache, context)?;
     let session = context.session_of(server.clone())?;
     let view = session.client.cache(&name).await?;
     let used = checked(&view)?;
@@ -115,9 +133,11 @@ pub async fn use_cache(args: UseArgs, context: &Context) -> Result<(), Failure> 
     let after =
         part.write(before.as_deref(), &spelling).map_err(|error| marks_failure(&target.file, error))?;
 
+    let memory = seen::at_first_use(&session.client, &view).await?;
     let edit = Edit { target: &target, before, after, netrc };
     let mut outcome = edit.apply(args.dry_run)?;
     if !args.dry_run {
+        seen::SeenFile::beside(&target.file)?.update(|seen| seen.put(&used.url, memory))?;
         let changed = outcome.changed || outcome.netrc.as_ref().is_some_and(|netrc| netrc.changed);
         let private = !view.public;
         let question = Question { target: &target, used: &used, private, places: &places, version, changed };
@@ -168,6 +188,9 @@ pub async fn unuse_cache(args: UnuseArgs, context: &Context) -> Result<(), Failu
         part.write(before.as_deref(), &spelling).map_err(|error| marks_failure(&target.file, error))?;
 
     let outcome = Edit { target: &target, before, after, netrc }.apply(args.dry_run)?;
+    if !args.dry_run {
+        seen::SeenFile::beside(&target.file)?.update(|seen| seen.put(&url, None))?;
+    }
     if let Some(netrc) = outcome.netrc.as_ref().filter(|_| !args.dry_run) {
         context.printer.note(&format!(
             "the token that stood in {} stays valid until its end: `narvault token list` shows it",

@@ -201,7 +201,8 @@ pub async fn rotate(args: RotateArgs, context: &Context) -> Result<(), Failure> 
     let rotation = context.client()?.key_rotate(&cache, &body).await?;
     context.printer.answer(&rotation, schedule_text)?;
     context.printer.note(&format!(
-        "hint: give clients the new key now, with `narvault key public {cache}`, or `narvault use {cache}` there"
+        "hint: clients that `narvault use` set up follow with `narvault use --refresh`; give the others the new key now, \
+         with `narvault key public {cache}`"
     ));
     Ok(())
 }
@@ -253,8 +254,9 @@ pub async fn compromise(args: CompromiseArgs, context: &Context) -> Result<(), F
     context.printer.answer(&rotation, schedule_text)?;
     let cache = &args.cache;
     context.printer.note(&format!(
-        "hint: clients have to trust the new key and no longer {}: `narvault key public {cache}`; what was signed \
-         without the log is listed by `narvault key unlogged {cache} {}`",
+        "hint: clients have to trust the new key and no longer {}: tell them with root keys, `narvault key succession \
+         {cache} --prepare`, or otherwise `narvault key public {cache}`; what was signed without the log is listed by \
+         `narvault key unlogged {cache} {}`",
         args.key, args.key
     ));
     Ok(())
