@@ -47,6 +47,8 @@ mod signature_log;
 mod slots;
 mod staging;
 mod storage;
+mod succession;
+mod succession_rules;
 mod support;
 mod takedown;
 mod tidy;

@@ -82,6 +82,19 @@ impl Reader {
         self.types(&block).await
     }
 
+    /// Turns to another page, once this one is done.
+    fn turns_to(&mut self, page: &str) {
+        self.ends();
+        self.blocks = Self::of(page).blocks;
+    }
+
+    /// The keys that clients in this shell trust for the cache.
+    fn trusted(&self) -> Vec<String> {
+        let conf = std::fs::read_to_string(self.file(".config/nix/nix.conf")).unwrap();
+        let line = conf.lines().find_map(|line| line.strip_prefix("extra-trusted-public-keys = ")).unwrap();
+        line.split(' ').map(|key| key.split(':').next().unwrap().to_owned()).collect()
+    }
+
     /// Nothing of the page is left out.
     fn ends(&self) {
         assert!(self.blocks.as_slice().is_empty(), "{:?}", self.blocks.as_slice());
@@ -127,14 +140,19 @@ async fn a_key_is_replaced_as_planned() {
     server.token("ci", &["push:main"]).await.http.push("main", &path).await;
     let old = keys(&server).await.remove(0).0;
     let mut reader = Reader::at("Planned rotation", &server).with("OLD", &old);
+    reader.types("narvault use main").await;
 
     let lines = reader.goes_on().await;
     let new = keys(&server).await.remove(1).0;
     assert!(lines.contains(&old) && lines.contains(&new), "{lines}");
     reader.set("NEW", &new);
+    reader.goes_on().await;
+    assert_eq!(reader.trusted(), [old.clone(), new.clone()]);
     assert!(reader.goes_on().await.contains("learn the new public key"));
     assert!(reader.goes_on().await.contains("publish"));
     reader.goes_on().await;
+    assert!(reader.goes_on().await.contains("planned"));
+    assert_eq!(reader.trusted(), std::slice::from_ref(&new));
     reader.ends();
 
     let expected = [(old, "retired".to_owned()), (new.clone(), "active".to_owned())];
@@ -150,10 +168,20 @@ async fn a_stolen_cache_key_signs_nothing_any_more() {
     let path = TestPath::new("path", "path");
     server.token("ci", &["push:main"]).await.http.push("main", &path).await;
     let stolen = keys(&server).await.remove(0).0;
-    let mut reader = Reader::at("A stolen cache key", &server).with("KEY", &stolen);
+    let mut reader = Reader::at("Root keys, before anything happens", &server).with("KEY", &stolen);
+    let made = reader.goes_on().await;
+    for (variable, key) in ["ALICE", "BOB", "CAROL"].into_iter().zip(made.lines()) {
+        reader.set(variable, key);
+    }
+    assert!(reader.goes_on().await.contains("2 of 3"));
+    reader.types("narvault use main").await;
+    reader.turns_to("A stolen cache key");
 
     reader.goes_on().await;
     reader.goes_on().await;
+    assert!(reader.goes_on().await.contains("compromise"));
+    reader.goes_on().await;
+    assert_eq!(reader.trusted(), [keys(&server).await.remove(1).0]);
     let lines = reader.goes_on().await;
     reader.ends();
 
