@@ -123,9 +123,10 @@ impl Service {
         let cluster_id = self.inner.cluster_id.clone();
         let made = tokio::task::spawn_blocking(move || {
             let shares = split(&secret, &cluster_id, &id)?;
-            let made = keyring.with_vault(|vault| Ok((vault.new_slot(&id, &secret)?, vault.versions().root)));
-            let (slot, root_version) = made?;
-            Ok::<_, SlotError>((slot, shares, root_version))
+            keyring.with_vault(|vault| {
+                let slot = vault.new_slot(&id, &secret)?;
+                Ok::<_, SlotError>((slot, shares, vault.versions().root))
+            })
         });
         let made = made.await.map_err(|panic| Error::Internal(panic.into()))?;
         let (slot, shares, root_version) = made.map_err(|error| Error::Internal(error.into()))?;

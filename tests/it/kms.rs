@@ -47,7 +47,7 @@ async fn add_passphrase(server: &TestServer) -> SlotView {
 }
 
 async fn unseal(server: &TestServer) {
-    let body = UnsealRequest { passphrase: Some(PASSPHRASE.to_owned()) };
+    let body = UnsealRequest { passphrase: Some(PASSPHRASE.to_owned()), ..UnsealRequest::default() };
     assert_eq!(server.admin().vault_unseal(&body).await.unwrap().state, "open");
 }
 

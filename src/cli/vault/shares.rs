@@ -237,8 +237,16 @@ mod tests {
             handed_in: vec![one("alice"), one("bob")],
             until: "2026-11-22T13:21:00.000Z".into(),
         };
-        let mut vault =
-            VaultView { state: "sealed".into(), sealed_by_hand: false, shares: vec![set], slots: Vec::new() };
+        let mut vault = VaultView {
+            state: "sealed".into(),
+            sealed_by_hand: false,
+            shares: vec![set],
+            slots: Vec::new(),
+            root_version: 1,
+            kek_version: 1,
+            rows_behind: 0,
+            kek_rotation: None,
+        };
         assert_eq!(
             progress(&vault).unwrap(),
             "2 of 3 for slot 019a, by alice at 2026-11-22T13:06:00Z, bob at 2026-11-22T13:06:00Z; forgotten at \

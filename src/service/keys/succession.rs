@@ -26,7 +26,6 @@ use crate::tlog::checkpoint::Checkpoint;
 use crate::tlog::note::{Note, NoteSignature, SignError};
 use crate::vault::VaultError;
 
-use super::key_error;
 use super::worker::DAY_SECONDS;
 
 /// How long the last statement of a chain is followed: a machine that was away for longer takes the keys over anew.
@@ -208,7 +207,7 @@ impl Service {
         let text = statement.encode().map_err(internal)?;
         let sign = |_: &[u8]| self.inner.keyring.sign_succession(&key.key, statement);
         Note::sign(text, &verifier, sign).map_err(|error| match error {
-            SignError::Sign(error) => key_error(error),
+            SignError::Sign(error) => self.key_error(error),
             other => internal(other),
         })
     }

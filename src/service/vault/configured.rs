@@ -37,7 +37,7 @@ impl VaultSettings {
 
 impl Service {
     /// Opens the vault with the first of what is configured that does. Where nothing does, each is told.
-    pub(super) async fn open_configured(&self, call: &Call, opening: Opening) -> Result<()> {
+    pub(in crate::service) async fn open_configured(&self, call: &Call, opening: Opening) -> Result<()> {
         let mut refusals = Vec::new();
         for configured in self.inner.door.settings.configured() {
             let opened = match configured {

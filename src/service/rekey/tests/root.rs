@@ -33,7 +33,8 @@ on_each_database! {
     async fn a_new_root_key_needs_the_secret_of_each_slot_that_stays(test: &TestDb) {
         let desk = Desk::start(test).await;
         let host = Call::host();
-        let slot = desk.service().add_slot(&host, NewSlot::passphrase(PASSPHRASE).unwrap()).await.unwrap();
+        let added = desk.service().add_slot(&host, NewSlot::passphrase(PASSPHRASE).unwrap()).await.unwrap();
+        let slot = added.slot;
         let first: SlotId = desk.status().await.slots[0].id.parse().unwrap();
         let second: SlotId = slot.id.parse().unwrap();
         let nobody: SlotId = uuid::Uuid::nil().to_string().parse().unwrap();
