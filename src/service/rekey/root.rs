@@ -234,5 +234,5 @@ fn proven(slot: &SlotRow, secret: &SlotSecret) -> Result<Option<ProvenSlot>> {
     }
 }
 
-/// Two polls of the other replicas, and the derivation of a passphrase, several times over.
-pub(super) const OTHERS_FOLLOW_SECONDS: i64 = 5;
+/// Enough for some polls of the other replicas, and for the derivation of several passphrases.
+pub(super) const OTHERS_FOLLOW_SECONDS: i64 = 10;
