@@ -210,7 +210,7 @@ on_each_backend! {
         office.succeeds(&["key", "succession", "main", "--prepare", "--output", "draft"]).await;
         let shown = office.types(&["root", "sign", "draft", "--key", "alice.key"]).await;
         assert_eq!(shown.code, Some(2), "nobody was there to confirm: {}", shown.stderr);
-        for part in [&stolen, &new, "others may hold the old key"] {
+        for part in [stolen.as_str(), new.as_str(), "others may hold the old key"] {
             assert!(shown.stderr.contains(part), "{part} is not in {}", shown.stderr);
         }
         office.sign("draft", "carol").await;
