@@ -26,7 +26,7 @@ pub enum Error {
     /// The server explained itself.
     #[error("{}", problem_text(.0))]
     Problem(Box<Problem>),
-    /// The server said how long to wait before asking again.
+    /// Whoever answered said how long to wait before asking again.
     #[error("{error}")]
     AskedToWait { seconds: u64, error: Box<Error> },
     /// Something between here and the server, or another program altogether.
@@ -105,6 +105,9 @@ impl Error {
                 Some(format!("run `narvault check --ready --url {url}` to see whether the server is up"))
             }
             Self::Problem(problem) => problem_hint(problem),
+            Self::AskedToWait { seconds, error } if error.is_passing() => {
+                Some(format!("run the same again after {seconds} s, as the answer asks"))
+            }
             Self::AskedToWait { error, .. } => error.hint(),
             Self::Foreign { status: 413, .. } => Some(
                 "a proxy on the way refuses bodies of this size: let it take 17 MiB (nginx: `client_max_body_size`)"
@@ -160,7 +163,7 @@ impl Error {
         }
     }
 
-    /// How long the server asked to wait, in seconds.
+    /// How long whoever answered asked to wait, in seconds.
     pub fn wait_seconds(&self) -> Option<u64> {
         if let Self::AskedToWait { seconds, .. } = self { Some(*seconds) } else { None }
     }
@@ -221,6 +224,10 @@ mod tests {
         }))
     }
 
+    fn asked_to_wait(seconds: u64, error: Error) -> Error {
+        Error::AskedToWait { seconds, error: Box::new(error) }
+    }
+
     #[test]
     fn each_status_is_one_kind_of_failure() {
         for (status, expected) in [
@@ -260,6 +267,11 @@ mod tests {
             (problem(401, "unauthenticated"), "narvault login"),
             (problem(403, "forbidden"), "narvault whoami"),
             (problem(503, "sealed"), "narvault vault unseal"),
+            (asked_to_wait(30, problem(503, "sealed")), "narvault vault unseal"),
+            (problem(503, "busy"), "narvault check --ready"),
+            (problem(429, "too-many-tries"), "wait a minute"),
+            (asked_to_wait(59, problem(429, "too-many-tries")), "again after 59 s"),
+            (asked_to_wait(301, problem(503, "read-only")), "again after 301 s"),
         ] {
             assert!(error.hint().unwrap().contains(expected), "{error}");
         }

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
+use reqwest::header::{AUTHORIZATION, DATE, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Method, RequestBuilder, Response};
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
@@ -116,9 +116,12 @@ impl Client {
             let host = url::Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned));
             host.unwrap_or_else(|| "the bucket".to_owned())
         };
-        match sent.map(|response| response.status()) {
-            Ok(status) if status.is_success() => Ok(()),
-            Ok(status) => Err(Error::Elsewhere { host: host(), status: Some(status.as_u16()) }),
+        match sent {
+            Ok(response) if response.status().is_success() => Ok(()),
+            Ok(response) => {
+                let error = Error::Elsewhere { host: host(), status: Some(response.status().as_u16()) };
+                Err(asked_to_wait(error, wait_seconds(response.headers())))
+            }
             Err(_) => Err(Error::Elsewhere { host: host(), status: None }),
         }
     }
@@ -170,10 +173,7 @@ impl Client {
                 .unwrap_or(foreign),
             Err(_) => foreign,
         };
-        Err(match wait_seconds {
-            Some(seconds) => Error::AskedToWait { seconds, error: Box::new(error) },
-            None => error,
-        })
+        Err(asked_to_wait(error, wait_seconds))
     }
 
     /// Reads a body of at most `limit` bytes.
@@ -202,9 +202,24 @@ impl Client {
     }
 }
 
-/// `Retry-After` in seconds. As a date it would need a clock that agrees with the server's, and counts as none.
+fn asked_to_wait(error: Error, wait_seconds: Option<u64>) -> Error {
+    match wait_seconds {
+        Some(seconds) => Error::AskedToWait { seconds, error: Box::new(error) },
+        None => error,
+    }
+}
+
+/// `Retry-After` in seconds. A moment is counted from the `Date` of the same answer, so that no clock here has to agree
+/// with one there; without a `Date` it counts as none.
 fn wait_seconds(headers: &HeaderMap) -> Option<u64> {
-    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()
+    let text = |name| headers.get(name)?.to_str().ok().map(str::trim);
+    let asked = text(RETRY_AFTER)?;
+    if !asked.is_empty() && asked.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Some(asked.parse().unwrap_or(u64::MAX));
+    }
+    let moment = |text| httpdate::parse_http_date(text).ok();
+    let (until, now) = (moment(asked)?, moment(text(DATE)?)?);
+    Some(until.duration_since(now).map_or(0, |wait| wait.as_secs()))
 }
 
 fn bearer(token: &SecretString) -> Result<HeaderValue, Error> {
@@ -311,6 +326,66 @@ mod tests {
         let large = " ".repeat(ANSWER_SIZE_BYTES_MAX + 1);
         let (_, result) = ask_a_server_that_answers(answer("200 OK", &large)).await;
         assert!(matches!(result.unwrap_err(), Error::AnswerTooLarge { .. }));
+    }
+
+    #[test]
+    fn a_wait_is_asked_for_in_seconds_or_as_a_moment_of_the_answers_own_clock() {
+        const NOW: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
+        for (asked, date, expected) in [
+            ("0", None, Some(0)),
+            (" 120 ", None, Some(120)),
+            ("99999999999999999999999", None, Some(u64::MAX)),
+            ("Sun, 06 Nov 1994 08:50:07 GMT", Some(NOW), Some(30)),
+            // The two forms that HTTP had before, which have to be understood.
+            ("Sunday, 06-Nov-94 08:50:07 GMT", Some(NOW), Some(30)),
+            ("Sun Nov  6 08:50:07 1994", Some(NOW), Some(30)),
+            ("Mon, 07 Nov 1994 08:49:37 GMT", Some(NOW), Some(86_400)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(NOW), Some(0)),
+            ("Sat, 05 Nov 1994 08:49:37 GMT", Some(NOW), Some(0)),
+            ("Sun, 06 Nov 1994 08:50:07 GMT", None, None),
+            ("Sun, 06 Nov 1994 08:50:07 GMT", Some("yesterday"), None),
+            ("-1", Some(NOW), None),
+            ("+1", Some(NOW), None),
+            ("1.5", Some(NOW), None),
+            ("soon", Some(NOW), None),
+            ("", Some(NOW), None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, asked.parse().unwrap());
+            if let Some(date) = date {
+                headers.insert(DATE, date.parse().unwrap());
+            }
+
+            assert_eq!(wait_seconds(&headers), expected, "{asked:?} {date:?}");
+        }
+        assert_eq!(wait_seconds(&HeaderMap::new()), None);
+    }
+
+    #[tokio::test]
+    async fn the_bucket_is_obeyed_too_when_it_asks_to_wait() {
+        for (head, expected, status) in [
+            ("503 Slow Down\r\nretry-after: 7", Some(7), 503),
+            ("429 Too Many Requests\r\nretry-after: 900", Some(900), 429),
+            ("503 Slow Down", None, 503),
+            ("403 Forbidden\r\nretry-after: 7", Some(7), 403),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("http://{}/part?signature=secret", listener.local_addr().unwrap());
+            tokio::spawn(async move {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let _ = stream.read(&mut [0; 4096]).await;
+                let _ = stream.write_all(&answer(head, "<Error/>")).await;
+            });
+            let client = Client::new("http://127.0.0.1:1".parse().unwrap(), None, false).unwrap();
+
+            let error = client.put_elsewhere(&url, Bytes::from_static(b"part")).await.unwrap_err();
+
+            assert_eq!(error.wait_seconds(), expected, "{head:?}");
+            assert_eq!(error.is_passing(), status != 403, "{head:?}");
+            let told = format!("{error} {error:?} {:?}", error.hint());
+            assert!(told.contains(&format!("answered with status {status}")), "{told}");
+            assert!(!told.contains("secret"), "{told}");
+        }
     }
 
     #[tokio::test]

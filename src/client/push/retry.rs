@@ -1,7 +1,7 @@
 //! Asking again: which failures pass by themselves, and how long to wait.
 //!
-//! Never waits less than the server asked for, and never for ever. Full jitter, so that many clients that lost the
-//! same server do not come back at the same moment.
+//! Never waits less than was asked for by `Retry-After`: where that is more than a push waits, it ends at once, and says
+//! so. Full jitter, so that many clients that lost the same server do not come back at the same moment.
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::time::Duration;
@@ -21,14 +21,18 @@ impl Patience {
     /// Once the server has answered: long enough for it to be restarted, about a minute in all.
     pub const LONG: Self = Self { attempts_max: 9 };
 
-    /// How long to wait after `attempts` vain ones, or `None` when it is enough. `fraction` is drawn from 0 to 1.
+    /// How long to wait after `attempts` vain ones, or `None` when it is enough, or when more is asked for than
+    /// [`ASKED_SECONDS_MAX`]. `fraction` is drawn from 0 to 1.
     pub fn wait(self, attempts: u32, asked_seconds: Option<u64>, fraction: f64) -> Option<Duration> {
         if attempts >= self.attempts_max {
             return None;
         }
+        let asked_seconds = asked_seconds.unwrap_or(0);
+        if asked_seconds > ASKED_SECONDS_MAX {
+            return None;
+        }
         let ceiling = BASE.saturating_mul(1 << (attempts - 1).min(16)).min(CEILING);
-        let asked = Duration::from_secs(asked_seconds.unwrap_or(0)).min(ASKED_MAX);
-        Some(asked + ceiling.mul_f64(fraction))
+        Some(Duration::from_secs(asked_seconds) + ceiling.mul_f64(fraction))
     }
 }
 
@@ -39,22 +43,26 @@ pub struct Retry {
     pub wait: Duration,
 }
 
-/// Makes `call` until it succeeds, fails in a way that does not pass, or patience ends. Gives the number of attempts
-/// with the answer: after more than one, what is found done may have been done by an earlier one.
+/// Makes `call` until it succeeds, fails in a way that does not pass, or patience ends: by the number of attempts, or
+/// by [`ASKED_SECONDS_MAX`] and [`ASKED_SECONDS_SUM_MAX`]. Gives the number of attempts with the answer: after more than
+/// one, what is found done may have been done by an earlier one.
 pub async fn persist<T, F: Future<Output = Result<T, Error>>>(
     patience: Patience,
     notice: impl Fn(Retry),
     call: impl Fn() -> F,
 ) -> Result<(T, u32), Error> {
-    let mut attempts = 0;
+    let (mut attempts, mut asked_seconds_sum) = (0, 0_u64);
     loop {
         let error = match call().await {
             Ok(answer) => return Ok((answer, attempts + 1)),
             Err(error) => error,
         };
         attempts += 1;
-        let wait = patience.wait(attempts, error.wait_seconds(), random_fraction());
-        let Some(wait) = wait.filter(|_| error.is_passing()) else { return Err(error) };
+        let asked_seconds = error.wait_seconds();
+        asked_seconds_sum = asked_seconds_sum.saturating_add(asked_seconds.unwrap_or(0));
+        let may_go_on = error.is_passing() && asked_seconds_sum <= ASKED_SECONDS_SUM_MAX;
+        let wait = patience.wait(attempts, asked_seconds, random_fraction());
+        let Some(wait) = wait.filter(|_| may_go_on) else { return Err(error) };
         notice(Retry { reason: error.to_string(), wait });
         tokio::time::sleep(wait).await;
     }
@@ -71,8 +79,12 @@ const BASE: Duration = Duration::from_millis(500);
 /// The most that any wait takes beyond what the server asked for.
 const CEILING: Duration = Duration::from_secs(20);
 
-/// The longest wait that a server may ask for: a job's time is not the server's.
-const ASKED_MAX: Duration = Duration::from_secs(60);
+/// The longest single wait that may be asked for: the longest that narvault's own answers ask for, while a database
+/// that was rolled back only reads.
+pub const ASKED_SECONDS_MAX: u64 = 300;
+
+/// The longest that one call waits because it was asked to, in all: a job's time is not the server's.
+const ASKED_SECONDS_SUM_MAX: u64 = 600;
 
 #[cfg(test)]
 mod tests {
@@ -100,9 +112,56 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_asked_for_is_waited_at_least() {
-        assert_eq!(Patience::LONG.wait(1, Some(10), 0.0), Some(Duration::from_secs(10)));
-        assert_eq!(Patience::LONG.wait(1, Some(86_400), 0.0), Some(ASKED_MAX));
+    fn what_was_asked_for_is_waited_at_least_or_not_at_all() {
+        for asked in [0, 1, 10, 60, 299, ASKED_SECONDS_MAX] {
+            assert_eq!(Patience::LONG.wait(1, Some(asked), 0.0), Some(Duration::from_secs(asked)));
+            assert!(Patience::LONG.wait(1, Some(asked), 1.0) > Some(Duration::from_secs(asked)));
+        }
+        for asked in [ASKED_SECONDS_MAX + 1, 86_400, u64::MAX] {
+            assert_eq!(Patience::LONG.wait(1, Some(asked), 0.5), None, "{asked}");
+        }
+    }
+
+    fn asked_to_wait(seconds: u64) -> Error {
+        Error::AskedToWait { seconds, error: Box::new(problem(503, "read-only")) }
+    }
+
+    /// Calls somebody who asks for such waits, and then succeeds: the number of attempts, or of vain calls, and how
+    /// long all took.
+    async fn patient(asked: &[u64]) -> (Result<u32, usize>, Duration) {
+        let (calls, begun) = (Cell::new(0), tokio::time::Instant::now());
+        let call = || {
+            let answer = asked.get(calls.get()).map_or(Ok(()), |&seconds| Err(asked_to_wait(seconds)));
+            calls.set(calls.get() + 1);
+            std::future::ready(answer)
+        };
+
+        let result = persist(Patience::LONG, |_| (), call).await;
+
+        (result.map(|((), attempts)| attempts).map_err(|_| calls.get()), begun.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_is_made_again_no_sooner_than_it_was_asked_to() {
+        for (asked, expected) in [(&[7][..], 7), (&[300], 300), (&[300, 300], 600), (&[10, 20, 30], 60)] {
+            let (result, elapsed) = patient(asked).await;
+
+            assert_eq!(result, Ok(asked.len() as u32 + 1), "{asked:?}");
+            assert!(elapsed >= Duration::from_secs(expected), "{asked:?}: {elapsed:?}");
+            assert!(elapsed < Duration::from_secs(expected + 10), "{asked:?}: {elapsed:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_asked_to_wait_for_too_long_gives_up_at_once() {
+        for (asked, calls, elapsed_max) in
+            [(&[301][..], 1, 0), (&[u64::MAX], 1, 0), (&[1, 301], 2, 2), (&[300, 300, 1], 3, 602)]
+        {
+            let (result, elapsed) = patient(asked).await;
+
+            assert_eq!(result, Err(calls), "{asked:?}");
+            assert!(elapsed <= Duration::from_secs(elapsed_max), "{asked:?}: {elapsed:?}");
+        }
     }
 
     #[test]
