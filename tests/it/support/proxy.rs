@@ -3,17 +3,19 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
+use futures_util::stream;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::{Body as _, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
-use narvault::api::{NarFrame, NarsStored, PartUrl};
+use narvault::api::{NarFrame, NarsStored, PartUrl, Problem};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
@@ -28,6 +30,10 @@ pub struct Manners {
     pub bad_gateway_every: usize,
     /// Each so many-th request's connection ends before the request is read.
     pub cut_every: usize,
+    /// Each so many-th request's connection ends in the middle of the request's body.
+    pub cut_body_every: usize,
+    /// The server does what each so many-th request asks for, and the connection ends in the middle of the answer's body.
+    pub cut_answer_every: usize,
     /// The server does what each so many-th request asks for, and the answer is lost.
     pub lose_answer_every: usize,
     /// Each answer is late by so much.
@@ -38,7 +44,27 @@ pub struct Manners {
     pub hold_publications: bool,
     /// Addresses of the bucket that the server gives out lead nowhere.
     pub lose_bucket: bool,
+    /// Answers that the server never hears of.
+    pub refusals: &'static [Refusal],
 }
+
+/// An answer in place of the server's.
+#[derive(Clone, Copy, Debug)]
+pub struct Refusal {
+    /// Which request is answered so, counted from 1; 0 is each.
+    pub request: usize,
+    pub status: u16,
+    /// Of the problem, as narvault says it; empty for a page of HTML.
+    pub slug: &'static str,
+    /// The header `Retry-After`, if there is one. The answer's own clock stands at [`PROXY_DATE`].
+    pub retry_after: &'static str,
+}
+
+/// The `Date` of every [`Refusal`].
+pub const PROXY_DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
+
+/// What a [`Refusal`] with a slug says.
+pub const REFUSAL_DETAIL: &str = "what the server says";
 
 pub struct Proxy {
     /// `http://127.0.0.1:port`.
@@ -52,12 +78,18 @@ struct Shared {
     requests: AtomicUsize,
     /// How often the server accepted each file and each part.
     accepted: watch::Sender<BTreeMap<String, usize>>,
+    /// Bytes of all files and parts that the server accepted, each time counted.
+    accepted_bytes: AtomicU64,
     largest: AtomicUsize,
+    /// Bodies of requests and of answers that were cut.
+    cut: AtomicUsize,
     /// Publications that came.
     publications: watch::Sender<usize>,
     may_publish: watch::Sender<bool>,
     /// Addresses of the bucket that were asked for.
     bucket_urls: AtomicUsize,
+    /// When each request came.
+    came: Mutex<Vec<Instant>>,
 }
 
 impl Proxy {
@@ -71,10 +103,13 @@ impl Proxy {
             manners,
             requests: AtomicUsize::new(0),
             accepted: watch::Sender::new(BTreeMap::new()),
+            accepted_bytes: AtomicU64::new(0),
             largest: AtomicUsize::new(0),
+            cut: AtomicUsize::new(0),
             publications: watch::Sender::new(0),
             may_publish: watch::Sender::new(!manners.hold_publications),
             bucket_urls: AtomicUsize::new(0),
+            came: Mutex::default(),
         });
         let accepting = shared.clone();
         tokio::spawn(async move {
@@ -93,6 +128,16 @@ impl Proxy {
     /// How often the server accepted each file, by its name, and each part, by its digest and size.
     pub fn accepted(&self) -> BTreeMap<String, usize> {
         self.shared.accepted.borrow().clone()
+    }
+
+    /// Bytes of all files and parts that the server accepted, each time counted.
+    pub fn accepted_bytes(&self) -> u64 {
+        self.shared.accepted_bytes.load(Ordering::SeqCst)
+    }
+
+    /// How many bodies were cut in the middle.
+    pub fn cut(&self) -> usize {
+        self.shared.cut.load(Ordering::SeqCst)
     }
 
     /// Waits until the server accepted so many files and parts.
@@ -124,6 +169,12 @@ impl Proxy {
         self.shared.largest.load(Ordering::SeqCst)
     }
 
+    /// How long after the one before it each request came, from the second on.
+    pub fn distances(&self) -> Vec<Duration> {
+        let came = self.shared.came.lock().unwrap();
+        came.windows(2).map(|pair| pair[1] - pair[0]).collect()
+    }
+
     /// How many requests came.
     pub fn requests(&self) -> usize {
         self.shared.requests.load(Ordering::SeqCst)
@@ -131,18 +182,32 @@ impl Proxy {
 }
 
 /// An error here ends the connection without an answer.
-async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<Response<Full<Bytes>>> {
+async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<Response<Body>> {
     let manners = shared.manners;
     let number = shared.requests.fetch_add(1, Ordering::SeqCst) + 1;
+    shared.came.lock().unwrap().push(Instant::now());
     let is_nth = |every: usize| every > 0 && number.is_multiple_of(every);
     if is_nth(manners.cut_every) {
         return Err(io::ErrorKind::ConnectionAborted.into());
     }
-    let (parts, body) = request.into_parts();
+    let (parts, mut body) = request.into_parts();
+    if is_nth(manners.cut_body_every) && body.size_hint().lower() > 1 {
+        let half = body.size_hint().lower() / 2;
+        let mut read = 0;
+        while read < half {
+            let Some(frame) = body.frame().await else { break };
+            read += frame.map_err(io::Error::other)?.data_ref().map_or(0, |data| data.len() as u64);
+        }
+        shared.cut.fetch_add(1, Ordering::SeqCst);
+        return Err(io::ErrorKind::ConnectionAborted.into());
+    }
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
     shared.largest.fetch_max(body.len(), Ordering::SeqCst);
     if manners.hold_after.is_some_and(|count| shared.accepted.borrow().len() >= count) {
         std::future::pending::<()>().await;
+    }
+    if let Some(refusal) = manners.refusals.iter().find(|refusal| [0, number].contains(&refusal.request)) {
+        return Ok(refusal.answer());
     }
     if is_nth(manners.bad_gateway_every) {
         return Ok(page(502));
@@ -171,7 +236,47 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<R
     if is_nth(manners.lose_answer_every) {
         return Err(io::ErrorKind::ConnectionAborted.into());
     }
-    Ok(answer.map(Full::new))
+    if is_nth(manners.cut_answer_every) && answer.body().len() > 1 {
+        shared.cut.fetch_add(1, Ordering::SeqCst);
+        return Ok(answer.map(half));
+    }
+    Ok(answer.map(whole))
+}
+
+type Body = BoxBody<Bytes, io::Error>;
+
+fn whole(bytes: Bytes) -> Body {
+    Full::new(bytes).map_err(|never| match never {}).boxed()
+}
+
+/// The first half; then the connection ends.
+fn half(bytes: Bytes) -> Body {
+    let half = bytes.slice(..bytes.len() / 2);
+    let frames = [Ok(Frame::data(half)), Err(io::ErrorKind::ConnectionAborted.into())];
+    StreamBody::new(stream::iter(frames)).boxed()
+}
+
+impl Refusal {
+    fn answer(&self) -> Response<Body> {
+        let mut answer = if self.slug.is_empty() {
+            page(self.status)
+        } else {
+            let problem = Problem {
+                kind: format!("urn:narvault:problem:{}", self.slug),
+                title: "Title".to_owned(),
+                status: self.status,
+                detail: REFUSAL_DETAIL.to_owned(),
+                request_id: "r-1".to_owned(),
+            };
+            let body = whole(serde_json::to_vec(&problem).unwrap().into());
+            Response::builder().status(self.status).body(body).unwrap()
+        };
+        answer.headers_mut().insert("date", PROXY_DATE.parse().unwrap());
+        if !self.retry_after.is_empty() {
+            answer.headers_mut().insert("retry-after", self.retry_after.parse().unwrap());
+        }
+        answer
+    }
 }
 
 async fn forward(server: &str, request: Request<Full<Bytes>>) -> io::Result<Response<Bytes>> {
@@ -190,10 +295,14 @@ fn remember(shared: &Shared, method: &Method, path: &str, body: &Bytes, answer: 
     if path.ends_with("/nars") {
         let stored: NarsStored = serde_json::from_slice(answer).unwrap();
         accepted.extend(stored.results.into_iter().filter(|one| one.refused.is_none()).map(|one| one.file));
-        assert_eq!(frames(body).len(), accepted.len(), "some were refused");
+        let frames = frames(body);
+        assert_eq!(frames.len(), accepted.len(), "some were refused");
+        let bytes = frames.iter().map(|frame| frame.size_bytes).sum();
+        shared.accepted_bytes.fetch_add(bytes, Ordering::SeqCst);
     } else if method == Method::PUT && path.contains("/parts/") {
         let digest = narvault::nix::hash::Sha256Digest::of(body).hex();
         accepted.push(format!("part {digest} of {} bytes", body.len()));
+        shared.accepted_bytes.fetch_add(body.len() as u64, Ordering::SeqCst);
     }
     shared.accepted.send_modify(|all| {
         for name in accepted {
@@ -215,15 +324,15 @@ fn frames(mut body: &[u8]) -> Vec<NarFrame> {
 }
 
 /// The address of a bucket where nobody listens: port 1 is nobody's on a machine that runs tests.
-fn nowhere() -> Response<Full<Bytes>> {
+fn nowhere() -> Response<Body> {
     let place = PartUrl {
         url: "http://127.0.0.1:1/bucket?signature=secret".to_owned(),
         expires_at: "2126-11-22T13:10:00Z".to_owned(),
     };
-    Response::new(Full::new(serde_json::to_vec(&place).unwrap().into()))
+    Response::new(whole(serde_json::to_vec(&place).unwrap().into()))
 }
 
-fn page(status: u16) -> Response<Full<Bytes>> {
-    let body = Full::new(Bytes::from_static(b"<html><h1>no</h1></html>"));
+fn page(status: u16) -> Response<Body> {
+    let body = whole(Bytes::from_static(b"<html><h1>no</h1></html>"));
     Response::builder().status(status).header("content-type", "text/html").body(body).unwrap()
 }
