@@ -17,7 +17,7 @@ use clap::Args;
 use serde::Serialize;
 
 use self::missing::{Missing, Question};
-use self::netrc_entry::{NetrcEdit, Wanted, marks_failure};
+use self::netrc_entry::{NetrcEdit, Reached, Wanted, marks_failure};
 use self::snippets::Format;
 use self::target::{FileArgs, Reader, Target, file_failure};
 use super::Context;
@@ -27,7 +27,7 @@ use super::text::plain;
 use crate::api::CacheView;
 use crate::client::ServerUrl;
 use crate::client::nix_conf::{PUBLIC_KEYS_DEFAULT, Part, Resolved, SUBSTITUTERS_DEFAULT, Spelling, Used};
-use crate::client::text_file::{Secrecy, TextFile};
+use crate::client::text_file::{Openness, Secrecy, TextFile};
 use crate::nix::signature::PublicKey;
 
 #[derive(Debug, Args)]
@@ -90,6 +90,12 @@ struct Outcome {
 struct NetrcOutcome {
     file: String,
     changed: bool,
+    /// The file as it is without narvault's part.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backup: Option<String>,
+    /// Whether others could read it, and cannot any more.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    closed: bool,
     /// Of the token that was made for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     token_id: Option<String>,
@@ -125,7 +131,7 @@ pub async fn use_cache(args: UseArgs, context: &Context) -> Result<(), Failure> 
         let wanted = Wanted { cache: &name, host: &host, server: &server, session: &session };
         Some(netrc_entry::plan(&wanted, place, context, args.dry_run).await?)
     };
-    if let Some(netrc) = netrc.as_ref().filter(|netrc| netrc.needs_setting) {
+    if let Some(netrc) = netrc.as_ref().filter(|netrc| netrc.reached == Reached::BySetting) {
         part.netrc_file = Some(in_nix_conf(&netrc.file.path)?);
     }
     part.put(used.clone());
@@ -140,11 +146,14 @@ pub async fn use_cache(args: UseArgs, context: &Context) -> Result<(), Failure> 
         seen::SeenFile::beside(&target.file)?.update(|seen| seen.put(&used.url, memory))?;
         let changed = outcome.changed || outcome.netrc.as_ref().is_some_and(|netrc| netrc.changed);
         let private = !view.public;
-        let question = Question { target: &target, used: &used, private, places: &places, version, changed };
+        let through = |netrc: &&NetrcEdit| netrc.reached == Reached::ThroughDeterminate;
+        let to_take_in = edit.netrc.as_ref().filter(through).map(|netrc| &*netrc.file.path);
+        let question =
+            Question { target: &target, used: &used, private, places: &places, version, changed, to_take_in };
         outcome.missing = missing::look(&question).await;
     }
     if let Some(netrc) = &edit.netrc {
-        note_netrc(netrc, &host, context);
+        note_netrc(netrc, &host, args.dry_run, context);
     }
     context.printer.answer(&outcome, |outcome| {
         let keys = if used.public_keys.len() == 1 { "its key" } else { "its keys" };
@@ -224,6 +233,8 @@ impl Edit<'_> {
             netrc: self.netrc.as_ref().map(|netrc| NetrcOutcome {
                 file: netrc.file.path.display().to_string(),
                 changed: netrc.is_change(),
+                backup: None,
+                closed: netrc.closes(),
                 token_id: netrc.token_id.clone(),
             }),
             diff: None,
@@ -234,8 +245,8 @@ impl Edit<'_> {
             return Ok(outcome);
         }
         // The password first: a cache that is asked without one is a cache that is not there for an hour.
-        if let Some(netrc) = &self.netrc {
-            netrc.apply()?;
+        if let (Some(netrc), Some(told)) = (&self.netrc, &mut outcome.netrc) {
+            told.backup = netrc.apply()?.map(|path| path.display().to_string());
         }
         if changed {
             let failed = |error| file_failure(error, &self.target.reader);
@@ -369,12 +380,23 @@ fn chosen(part: &Part, text: &str) -> Result<Option<String>, Failure> {
     }
 }
 
-fn note_netrc(netrc: &NetrcEdit, host: &str, context: &Context) {
+fn note_netrc(netrc: &NetrcEdit, host: &str, dry_run: bool, context: &Context) {
+    let now = if dry_run { "it would be" } else { "now it is" };
     let path = netrc.file.path.display();
     if netrc.is_change() {
         context.printer.note(&format!(
             "netrc knows hosts and no ports: Nix sends this token to every service on {host} that it asks"
         ));
+    }
+    match netrc.openness.filter(|_| netrc.after.is_some()) {
+        Some(Openness { mode, is_ours: true }) => context.printer.note(&format!(
+            "{path} holds tokens, and others could read it (mode {mode:04o}): {now} its owner's alone (mode 0600)"
+        )),
+        Some(Openness { mode, is_ours: false }) => context.printer.warning(
+            &format!("{path} holds tokens, and others than its owner, who is not you, may read it (mode {mode:04o})"),
+            &format!("its owner runs `chmod 600 {path}`, unless its group is meant to pull with it"),
+        ),
+        None => {}
     }
     if let Some(line) = netrc.hides {
         context.printer.note(&format!(
@@ -391,24 +413,26 @@ fn text(outcome: &Outcome, done: &str) -> String {
     if let Some(diff) = &outcome.diff {
         return if diff.is_empty() { "nothing would change\n".to_owned() } else { diff.clone() };
     }
-    match (&outcome.backup, outcome.changed) {
-        (_, false) => text.push_str(&format!("{}: nothing to change\n", plain(&outcome.file))),
-        (None, true) => text.push_str(&format!("{}: changed\n", plain(&outcome.file))),
-        (Some(backup), true) => text.push_str(&format!(
-            "{}: changed; without narvault's lines it is {}\n",
-            plain(&outcome.file),
-            plain(backup)
-        )),
-    }
+    text.push_str(&file_line(&outcome.file, outcome.changed, outcome.backup.as_deref()));
     if let Some(netrc) = &outcome.netrc {
-        let what = if netrc.changed { "changed" } else { "nothing to change" };
-        text.push_str(&format!("{}: {what}\n", plain(&netrc.file)));
+        text.push_str(&file_line(&netrc.file, netrc.changed, netrc.backup.as_deref()));
     }
     text.push_str(&format!("{done}\n"));
     for missing in &outcome.missing {
         text.push_str(&format!("missing: {}\n  mend: {}\n", plain(&missing.what), plain(&missing.mend)));
     }
     text
+}
+
+fn file_line(file: &str, changed: bool, backup: Option<&str>) -> String {
+    let file = plain(file);
+    match (backup, changed) {
+        (_, false) => format!("{file}: nothing to change\n"),
+        (None, true) => format!("{file}: changed\n"),
+        (Some(backup), true) => {
+            format!("{file}: changed; without narvault's lines it is {}\n", plain(backup))
+        }
+    }
 }
 
 /// `extra-` for any list came with it.

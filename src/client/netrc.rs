@@ -158,6 +158,13 @@ impl Part {
         }
     }
 
+    /// The file as it is without our part, whatever stands in it; `None` if there is nothing left of a file that we
+    /// made.
+    pub fn without(text: Option<&str>) -> Result<Option<String>, MarkError> {
+        let marked = Marked::parse(text)?;
+        Ok(marked.rest(&Self::parse(&marked).1))
+    }
+
     /// Whether our part has an entry for this host.
     pub fn holds(text: Option<&str>, host: &str) -> Result<bool, MarkError> {
         let marked = Marked::parse(text)?;
@@ -236,6 +243,9 @@ mod tests {
             assert_eq!(twice, once);
             assert!(!newer.contains("nvt_new\n"), "{newer:?}");
             assert_eq!(Part::remove(Some(&newer), HOST).unwrap().as_deref(), text);
+            let both = Part::put(Some(&once), "other.example", &"nvt_other".into()).unwrap();
+            assert_eq!(Part::without(Some(&both)).unwrap().as_deref(), text);
+            assert_eq!(Part::without(text).unwrap().as_deref(), text);
         }
     }
 

@@ -30,8 +30,17 @@ pub enum TextFileError {
 pub enum Secrecy {
     /// Everybody, if the file is new; else whoever may read it already.
     Open,
-    /// Its owner, and its group where that may read it already: it holds tokens.
+    /// Its owner alone: it holds tokens. Where somebody else owns it, its group too if that may read it already.
     Secret,
+}
+
+/// Who else than its owner may read or write a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Openness {
+    /// The bits of the mode.
+    pub mode: u32,
+    /// Whether whoever runs this owns it, and so decides about its mode.
+    pub is_ours: bool,
 }
 
 /// The place of a file, whether it is there or not, with links followed.
@@ -83,6 +92,19 @@ impl TextFile {
         String::from_utf8(bytes).map(Some).map_err(|_| TextFileError::Encoding { path: self.path.clone() })
     }
 
+    /// Who else than its owner may read or write the file; `None` if nobody may, or it is not there.
+    pub fn openness(&self) -> Option<Openness> {
+        let present = fs::metadata(&self.real).ok()?;
+        let mode = present.mode() & 0o777;
+        (mode & 0o077 != 0).then_some(Openness { mode, is_ours: is_ours(&present) })
+    }
+
+    /// Takes the file from everybody but its owner. To be called under the lock.
+    pub fn close(&self) -> Result<(), TextFileError> {
+        fs::set_permissions(&self.real, Permissions::from_mode(0o600))
+            .map_err(|source| self.write_error(source))
+    }
+
     /// Where [`TextFile::back_up`] puts the text.
     pub fn backup_path(&self) -> PathBuf {
         let mut name = self.real.file_name().unwrap_or_default().to_owned();
@@ -126,9 +148,12 @@ impl TextFile {
         };
         let mode = match (&present, secrecy) {
             (Some(present), Secrecy::Open) => present.permissions().mode() & 0o777,
-            (Some(present), Secrecy::Secret) => present.permissions().mode() & 0o660 | 0o600,
+            // A group that somebody else let in may be what they pull with.
+            (Some(present), Secrecy::Secret) if !is_ours(present) => {
+                present.permissions().mode() & 0o660 | 0o600
+            }
             (None, Secrecy::Open) => 0o644,
-            (None, Secrecy::Secret) => 0o600,
+            (_, Secrecy::Secret) => 0o600,
         };
         let mut draft = self.real.file_name().unwrap_or_default().to_owned();
         draft.push(".narvault-new");
@@ -169,6 +194,10 @@ impl TextFile {
     }
 }
 
+fn is_ours(present: &fs::Metadata) -> bool {
+    present.uid() == rustix::process::geteuid().as_raw()
+}
+
 /// Largest file that is edited: a nix.conf or netrc of a hundred lines is below 16 KiB.
 const FILE_SIZE_BYTES_MAX: u64 = 1024 * 1024;
 
@@ -205,13 +234,13 @@ mod tests {
     }
 
     #[test]
-    fn the_mode_stays_but_secrets_are_closed_to_others() {
+    fn the_mode_stays_but_secrets_are_their_owners_alone() {
         for (before, secrecy, expected) in [
             (0o664, Secrecy::Open, 0o664),
             (0o600, Secrecy::Open, 0o600),
-            (0o644, Secrecy::Secret, 0o640),
-            (0o640, Secrecy::Secret, 0o640),
-            (0o444, Secrecy::Secret, 0o640),
+            (0o644, Secrecy::Secret, 0o600),
+            (0o640, Secrecy::Secret, 0o600),
+            (0o444, Secrecy::Secret, 0o600),
             (0o600, Secrecy::Secret, 0o600),
         ] {
             let home = tempfile::tempdir().unwrap();
@@ -223,6 +252,46 @@ mod tests {
 
             assert_eq!(mode(&path), expected, "{before:o} {secrecy:?}");
         }
+    }
+
+    #[test]
+    fn who_else_may_read_a_file_is_known_and_can_be_ended() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("netrc");
+        let file = TextFile::at(&path).unwrap();
+        assert_eq!(file.openness(), None);
+        for (before, expected) in
+            [(0o600, false), (0o400, false), (0o640, true), (0o604, true), (0o620, true)]
+        {
+            fs::write(&path, "machine a password secret\n").unwrap();
+            fs::set_permissions(&path, Permissions::from_mode(before)).unwrap();
+
+            let openness = file.openness();
+
+            assert_eq!(openness, expected.then_some(Openness { mode: before, is_ours: true }), "{before:o}");
+            file.close().unwrap();
+            assert_eq!((file.openness(), mode(&path)), (None, 0o600), "{before:o}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), "machine a password secret\n");
+        }
+    }
+
+    #[test]
+    fn a_group_that_somebody_else_let_in_stays_and_others_do_not() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("netrc");
+        fs::write(&path, "old").unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        // Only root can make a file somebody else's.
+        if std::os::unix::fs::chown(&path, Some(1), Some(1)).is_err() {
+            return;
+        }
+
+        write(&path, "new", Secrecy::Secret);
+
+        let owner = fs::metadata(&path).unwrap();
+        assert_eq!((mode(&path), owner.uid(), owner.gid()), (0o640, 1, 1));
+        let openness = TextFile::at(&path).unwrap().openness();
+        assert_eq!(openness, Some(Openness { mode: 0o640, is_ours: false }));
     }
 
     #[test]
@@ -281,6 +350,6 @@ mod tests {
         assert_eq!(fs::read_to_string(elsewhere).unwrap(), "untouched");
         assert_eq!(fs::read_to_string(&path).unwrap(), "new");
         let backup = home.path().join("netrc.before-narvault");
-        assert_eq!((fs::read_to_string(&backup).unwrap().as_str(), mode(&backup)), ("old", 0o640));
+        assert_eq!((fs::read_to_string(&backup).unwrap().as_str(), mode(&backup)), ("old", 0o600));
     }
 }

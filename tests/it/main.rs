@@ -56,6 +56,7 @@ mod tidy;
 mod upload_order;
 mod upstreams;
 mod use_cache;
+mod use_netrc;
 mod watch;
 mod watch_exec;
 mod webhooks;

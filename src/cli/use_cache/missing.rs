@@ -2,8 +2,12 @@
 //!
 //! Asks Nix what it makes of the files; where it can not be asked, reads them as it would. Never changes anything.
 
-use serde::Serialize;
+use std::path::Path;
 
+use serde::Serialize;
+use serde_json::Value;
+
+use super::netrc_entry::DETERMINATE_NETRC;
 use super::target::{Reader, Target};
 use crate::cli::local_nix::{
     Effective, Places, Puller, Version, effective, has_daemon, is_trusted, puller, read_leniently,
@@ -31,6 +35,8 @@ pub struct Question<'a> {
     pub version: Option<Version>,
     /// Whether the file was changed just now.
     pub changed: bool,
+    /// A netrc file that Determinate's daemon has to take into its own.
+    pub to_take_in: Option<&'a Path>,
 }
 
 /// Everything that is missing.
@@ -50,6 +56,10 @@ pub async fn look(question: &Question<'_>) -> Vec<Missing> {
                 "mend the line that it names",
             )),
         },
+    }
+    if let Some(path) = question.to_take_in {
+        let config = read_leniently(Path::new(DETERMINATE_CONFIG));
+        found.extend(not_taken_in(path, config.as_deref(), question.changed));
     }
     match question.target.reader {
         Reader::User if puller() == Puller::Daemon => found.extend(daemon(question).await),
@@ -113,6 +123,36 @@ fn not_in_effect(question: &Question<'_>, resolved: &Resolved, effective: &Effec
     found
 }
 
+/// What keeps Determinate's daemon from taking a netrc file into the one that Nix reads. `config` is the text of its own
+/// configuration.
+fn not_taken_in(path: &Path, config: Option<&str>, changed: bool) -> Option<Missing> {
+    let config: Value = config.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    let sources = config["authentication"]["additionalNetrcSources"].as_array().cloned().unwrap_or_default();
+    let is_named =
+        sources.iter().any(|source| source.as_str().is_some_and(|source| Path::new(source) == path));
+    let restart = restart_command();
+    let path = path.display();
+    match (is_named, changed) {
+        (true, false) => None,
+        (true, true) => Some(missing(
+            format!("Determinate's daemon takes {path} into {DETERMINATE_NETRC} only when it starts"),
+            restart,
+        )),
+        (false, _) => Some(missing(
+            format!(
+                "Nix reads {DETERMINATE_NETRC}, which Determinate's daemon writes, and which does not take in {path}"
+            ),
+            format!(
+                "in {DETERMINATE_CONFIG}: {{\"authentication\": {{\"additionalNetrcSources\": [\"{path}\"]}}}}, and then: \
+                 {restart}"
+            ),
+        )),
+    }
+}
+
+/// Where Determinate's daemon is configured.
+const DETERMINATE_CONFIG: &str = "/etc/determinate/config.json";
+
 /// What keeps the daemon from obeying a user's own file.
 async fn daemon(question: &Question<'_>) -> Vec<Missing> {
     let Used { url, public_keys } = question.used;
@@ -150,4 +190,43 @@ async fn daemon(question: &Question<'_>) -> Vec<Missing> {
         ));
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_netrc_file_that_determinate_does_not_take_in_is_named_with_the_line_that_mends_it() {
+        let path = Path::new("/etc/nix/netrc");
+        let named = r#"{"authentication": {"additionalNetrcSources": ["/other", "/etc/nix/netrc"]}}"#;
+        for (config, changed, expected) in [
+            (None, true, Some("does not take in /etc/nix/netrc")),
+            (None, false, Some("does not take in /etc/nix/netrc")),
+            (Some("no JSON"), false, Some("does not take in")),
+            (Some("[]"), false, Some("does not take in")),
+            (
+                Some(r#"{"authentication": {"additionalNetrcSources": "/etc/nix/netrc"}}"#),
+                false,
+                Some("not take in"),
+            ),
+            (
+                Some(r#"{"authentication": {"additionalNetrcSources": ["/other"]}}"#),
+                false,
+                Some("not take in"),
+            ),
+            (Some(named), true, Some("only when it starts")),
+            (Some(named), false, None),
+        ] {
+            let found = not_taken_in(path, config, changed);
+
+            let what = found.as_ref().map(|missing| missing.what.as_str());
+            assert_eq!(what.is_some(), expected.is_some(), "{config:?}");
+            assert!(what.unwrap_or_default().contains(expected.unwrap_or_default()), "{config:?}: {what:?}");
+        }
+        let mend = not_taken_in(path, None, false).unwrap().mend;
+        let line = mend.split(": ").skip(1).collect::<Vec<_>>().join(": ");
+        let json = line.split(", and then").next().unwrap();
+        assert_eq!(not_taken_in(path, Some(json), false), None, "{mend}");
+    }
 }
