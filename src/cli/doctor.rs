@@ -16,6 +16,7 @@ use super::check::report::Report;
 use super::failure::{Exit, Failure};
 use super::session::Session;
 use super::use_cache::named;
+use crate::api::Whoami;
 use crate::client::ServerUrl;
 
 #[derive(Debug, Args)]
@@ -23,7 +24,7 @@ use crate::client::ServerUrl;
 pub struct DoctorArgs {
     /// The cache's name, or its whole pull URL [default: all of the server's that Nix asks]
     cache: Option<String>,
-    /// Also look for this path in the cache, and in what Nix remembers of it
+    /// Look for this path in the cache, and in what Nix remembers of it [default: the newest, if the token may list]
     #[arg(long, value_name = "PATH")]
     path: Option<PathArg>,
 }
@@ -34,7 +35,8 @@ pub async fn run(args: DoctorArgs, context: &Context) -> Result<(), Failure> {
     match given(&args, context)? {
         Some((server, name)) => {
             let session = context.session_of(server.clone())?;
-            if server_side::look(&mut report, &session, context).await {
+            if let Some(who) = server_side::look(&mut report, &session, context).await {
+                let examined = Examined { setup: setup.as_ref(), session: &session, who: who.as_ref() };
                 let names = match name {
                     Some(name) => vec![name],
                     None => setup.as_ref().map_or_else(Vec::new, |setup| setup.caches_of(&server)),
@@ -44,7 +46,7 @@ pub async fn run(args: DoctorArgs, context: &Context) -> Result<(), Failure> {
                     report.warn("cache", format!("Nix asks no cache of {server}"), hint);
                 }
                 for name in names {
-                    cache(&mut report, setup.as_ref(), &session, &name, &args, context).await?;
+                    cache(&mut report, &examined, &name, &args, context).await?;
                 }
             }
         }
@@ -68,16 +70,28 @@ fn given(args: &DoctorArgs, context: &Context) -> Result<Option<(ServerUrl, Opti
     Ok(if known { Some((context.server(None)?, None)) } else { None })
 }
 
+/// What holds for every cache.
+struct Examined<'a> {
+    /// `None` without a Nix that can be asked.
+    setup: Option<&'a Setup>,
+    session: &'a Session,
+    /// Whose token is in use, where there is one that works.
+    who: Option<&'a Whoami>,
+}
+
 async fn cache(
     report: &mut Report,
-    setup: Option<&Setup>,
-    session: &Session,
+    examined: &Examined<'_>,
     name: &str,
     args: &DoctorArgs,
     context: &Context,
 ) -> Result<(), Failure> {
-    let Some(view) = server_side::cache(report, session, name).await else { return Ok(()) };
-    let Some(setup) = setup else { return Ok(()) };
+    let &Examined { setup, session, who } = examined;
+    let view = server_side::cache(report, session, name).await;
+    if let Some(who) = who {
+        server_side::scopes(report, who, name, view.as_ref(), session.client.url());
+    }
+    let (Some(view), Some(setup)) = (view, setup) else { return Ok(()) };
     nix_side::cache(report, setup, &view);
     succession::look(report, setup, &view, session, context.clock.now()).await;
     let pull_url: ServerUrl = super::session::parse_url(&view.pull_url)?;
@@ -89,8 +103,12 @@ async fn cache(
     }
     let cache = context.client_of(pull_url, token.as_ref())?;
     let hash = args.path.as_ref().map(|path| path.0.as_str());
-    if let Some(hash) = hash {
-        server_side::path(report, setup, &view, &cache, hash).await;
+    let sample = match hash {
+        Some(hash) => Some(hash.to_owned()),
+        None => server_side::newest(session, name).await,
+    };
+    if let Some(hash) = sample {
+        server_side::path(report, setup, &view, &cache, &hash).await;
     }
     memory::look(report, setup, &view, &cache, hash, context.clock.now()).await;
     Ok(())

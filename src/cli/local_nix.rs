@@ -17,6 +17,9 @@ use crate::config::variable;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version(pub u32, pub u32);
 
+/// The first version whose answers `narvault push` and the hook read; `use` edits for any.
+pub const PUSH_SINCE: Version = Version(2, 8);
+
 impl Version {
     /// From what `nix --version` says: `nix (Nix) 2.26.3`, `nix (Determinate Nix 3.5.2) 2.28.3`.
     pub fn parse(text: &str) -> Option<Self> {

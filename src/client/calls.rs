@@ -11,7 +11,7 @@ use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use reqwest::{Body, Method, RequestBuilder};
 
 use super::error::Error;
-use super::http::Client;
+use super::http::{Client, FirstByte};
 use crate::api::{
     AuditQuery, AuditView, BATCH_MEDIA_TYPE, CacheCreate, CacheDeleteQuery, CacheEdit, CacheView,
     ClaimRequest, ContributorCreate, ContributorEdit, ContributorErased, ContributorKeyAdd, ContributorView,
@@ -633,6 +633,11 @@ impl Client {
     /// Status and body of a path's narinfo.
     pub async fn narinfo(&self, hash: &str) -> Result<(u16, Vec<u8>), Error> {
         self.status_and_bytes(self.request(Method::GET, &[&format!("{hash}.narinfo")])?).await
+    }
+
+    /// Whether the first byte of a path's NAR can be read; `file` is `<file hash>.nar[.ext]`.
+    pub async fn nar_begins(&self, file: &str) -> Result<FirstByte, Error> {
+        self.first_byte(self.request(Method::GET, &["nar", file])?).await
     }
 
     pub(super) fn api(&self, method: Method, segments: &[&str]) -> Result<RequestBuilder, Error> {

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{AUTHORIZATION, DATE, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
+use reqwest::header::{AUTHORIZATION, DATE, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER};
 use reqwest::{Method, RequestBuilder, Response};
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
@@ -141,6 +141,25 @@ impl Client {
         Ok((status, self.body(response, ANSWER_SIZE_BYTES_MAX).await?))
     }
 
+    /// Sends for the first byte of a file, and follows a redirect, once and without the token. Never tells where it
+    /// leads but for the host: the address may be a secret.
+    pub(super) async fn first_byte(&self, request: RequestBuilder) -> Result<FirstByte, Error> {
+        let response = self.send(request.header(RANGE, FIRST_BYTE)).await?;
+        if !response.status().is_redirection() {
+            return Ok(FirstByte::of(response).await);
+        }
+        let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+        let target = location.and_then(|location| response.url().join(location).ok());
+        let Some(target) = target else {
+            return Ok(FirstByte { status: Some(response.status().as_u16()), came: false, elsewhere: None });
+        };
+        let elsewhere = target.host_str().map(str::to_owned);
+        match self.elsewhere.get(target).header(RANGE, FIRST_BYTE).send().await {
+            Ok(response) => Ok(FirstByte { elsewhere, ..FirstByte::of(response).await }),
+            Err(_) => Ok(FirstByte { status: None, came: false, elsewhere }),
+        }
+    }
+
     /// Sends, and gives one header of any answer, if it is there and is text.
     pub(super) async fn header(&self, request: RequestBuilder, name: &str) -> Result<Option<String>, Error> {
         let response = self.send(request).await?;
@@ -202,6 +221,27 @@ impl Client {
     }
 }
 
+/// What came of asking for a file's first byte.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FirstByte {
+    /// The status of the last answer; `None` if nobody answered where a redirect led to.
+    pub status: Option<u16>,
+    /// Whether a byte came.
+    pub came: bool,
+    /// The host that a redirect led to.
+    pub elsewhere: Option<String>,
+}
+
+impl FirstByte {
+    /// Reads no more than comes first: who does not know ranges sends everything.
+    async fn of(mut response: Response) -> Self {
+        let status = response.status();
+        let came =
+            status.is_success() && matches!(response.chunk().await, Ok(Some(chunk)) if !chunk.is_empty());
+        Self { status: Some(status.as_u16()), came, elsewhere: None }
+    }
+}
+
 fn asked_to_wait(error: Error, wait_seconds: Option<u64>) -> Error {
     match wait_seconds {
         Some(seconds) => Error::AskedToWait { seconds, error: Box::new(error) },
@@ -243,6 +283,9 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(120);
 /// Largest answer that is read: a page of 200 paths with 10 keys each is below 1 MiB; 10 000 missing hashes are 350 KiB;
 /// one path with 10 000 references is 1 MiB.
 const ANSWER_SIZE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// The value of `Range` that asks for one byte.
+const FIRST_BYTE: &str = "bytes=0-0";
 
 /// Largest explanation that is read: ours stay below 2 KiB.
 const PROBLEM_SIZE_BYTES_MAX: usize = 64 * 1024;

@@ -17,6 +17,6 @@ mod successions;
 pub mod text_file;
 
 pub use error::{Error, ErrorKind};
-pub use http::Client;
+pub use http::{Client, FirstByte};
 pub use marked::MarkError;
 pub use server_url::{ParseServerUrlError, ServerUrl};

@@ -7,6 +7,7 @@ use crate::support::client::TestPath;
 use crate::support::desk::Desk;
 use crate::support::nix::require_nix;
 use crate::support::server::{Backend, TestServer};
+use crate::support::storage::key;
 
 async fn server() -> TestServer {
     let server = TestServer::start(Backend::SQLITE_DISK).await.unwrap();
@@ -60,11 +61,13 @@ async fn all_is_well_after_use() {
         "server",
         "clock",
         "token",
+        "scope",
         "cache",
         "substituter",
         "key",
         "netrc",
         "path",
+        "nar",
         "memory",
     ] {
         assert!(lines.iter().any(|line| line.starts_with(&format!("ok {part}: "))), "{part}: {lines:#?}");
@@ -74,6 +77,11 @@ async fn all_is_well_after_use() {
         all_code == Some(0) && all.iter().filter(|line| line.starts_with("ok cache: ")).count() == 2,
         "{all:#?}"
     );
+    // The newest path is the one that is looked at where none is named, and none where there is none.
+    let read =
+        |line: &&String| line.starts_with("ok nar: team: the NAR of ") && line.contains(&path.store_path);
+    assert_eq!(all.iter().filter(read).count(), 1, "{all:#?}");
+    assert_eq!(all.iter().filter(|line| line.starts_with("ok nar: ")).count(), 1, "{all:#?}");
     let people = desk.narvault_ok(&["doctor", "team"]).await;
     assert!(people.contains("substituters") && !people.contains("nvt_"), "{people}");
     server.stop().await;
@@ -154,6 +162,79 @@ async fn each_fault_of_a_token_is_found() {
     let body = RevokeRequest { reason: "test".to_owned(), keep_issued: false };
     server.admin().token_revoke(&bob.id, &body).await.unwrap();
     finds(&desk, &["team"], &["token", "revoked", "narvault login"]).await;
+    server.stop().await;
+}
+
+/// Warns, and says this in one line, and nothing fails.
+async fn warns(desk: &Desk, arguments: &[&str], texts: &[&str]) {
+    let (code, lines) = examined(desk, arguments).await;
+    let fits = |line: &String| line.starts_with("warn ") && texts.iter().all(|text| line.contains(text));
+    assert!(code == Some(0) && lines.iter().any(fits), "{texts:?}: {code:?} {lines:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scopes_that_are_not_good_for_the_cache_are_found() {
+    let nix = require_nix!();
+    let server = server().await;
+    let puller = server.token("puller", &["pull:team"]).await;
+    let other = server.token("other", &["push:elsewhere"]).await;
+    let desk = Desk::new(&nix);
+    desk.log_in(&server, &puller.text).await;
+    for cache in ["main", "team"] {
+        desk.narvault_ok(&["use", cache]).await;
+    }
+
+    let cure = "narvault token issue puller --scope push:team";
+    warns(&desk, &["team"], &["scope", "no `push:team`", "pulls go on", cure, "narvault login"]).await;
+    warns(&desk, &["main"], &["scope", "no `push:main`", "pulls need none"]).await;
+    desk.log_in(&server, &other.text).await;
+    let cure = "narvault token issue other --scope pull:team";
+    finds(&desk, &["team"], &["scope", "neither `pull:team` nor `push:team`", cure]).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_nar_that_is_gone_from_the_storage_is_found_though_its_narinfo_is_there() {
+    let nix = require_nix!();
+    let server = server().await;
+    let bob = server.token("bob", &["push:main"]).await;
+    let desk = Desk::new(&nix);
+    desk.log_in(&server, &bob.text).await;
+    desk.narvault_ok(&["use", "main"]).await;
+    let path = TestPath::new("thing", "hello");
+    bob.http.push("main", &path).await;
+    assert_eq!(examined(&desk, &["main"]).await.0, Some(0));
+
+    let storage = server.site.storage().await;
+    storage
+        .delete(&key(&format!("main/{}", path.nar_url())), std::time::Duration::from_secs(5))
+        .await
+        .unwrap();
+
+    finds(&desk, &["main"], &["nar", &path.store_path, "status "]).await;
+    finds(&desk, &["main", "--path", &path.store_path], &["nar", "status "]).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_nar_that_comes_from_the_bucket_is_read_there() {
+    let nix = require_nix!();
+    let settings = [("NARVAULT_NARS_DELIVER", "redirect")];
+    let Some(server) = TestServer::start_with(Backend::SQLITE_S3, &settings).await else {
+        return println!("skipped: {:?} is not here", Backend::SQLITE_S3);
+    };
+    let bob = server.token("bob", &["push:main"]).await;
+    let desk = Desk::new(&nix);
+    desk.log_in(&server, &bob.text).await;
+    desk.narvault_ok(&["use", "main"]).await;
+    let path = TestPath::new("thing", "hello");
+    bob.http.push("main", &path).await;
+
+    let (code, lines) = examined(&desk, &["main"]).await;
+
+    let read = |line: &String| line.starts_with("ok nar: ") && line.contains("can be read from 127.0.0.1");
+    assert!(code == Some(0) && lines.iter().any(read), "{lines:#?}");
+    assert!(!lines.iter().any(|line| line.contains("X-Amz")), "{lines:#?}");
     server.stop().await;
 }
 

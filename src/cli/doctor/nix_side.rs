@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use crate::api::CacheView;
 use crate::cli::check::report::Report;
 use crate::cli::local_nix::{
-    self, Effective, Places, Puller, View, effective, is_trusted, puller, read_leniently,
+    self, Effective, Places, Puller, Version, View, effective, is_trusted, puller, read_leniently,
 };
 use crate::client::ServerUrl;
 use crate::client::nix_conf::{Resolved, Trouble};
@@ -84,7 +84,7 @@ pub async fn look(report: &mut Report) -> Option<Setup> {
         report.fail("nix", "there is no `nix` on the path", "install Nix, or put it on the path");
         return None;
     };
-    report.ok("nix", told);
+    nix(report, told, version);
     let places = Places::of_this_user();
     let resolved = places.resolve_user(&read_leniently);
     for trouble in &resolved.troubles {
@@ -131,6 +131,18 @@ pub async fn look(report: &mut Report) -> Option<Setup> {
     Some(setup)
 }
 
+/// Whether this version of Nix can do what is asked of it.
+fn nix(report: &mut Report, told: String, version: Version) {
+    let cure = "install a newer Nix: https://nixos.org/download; until then push by `nix copy`";
+    if version < local_nix::PUSH_SINCE {
+        let Version(major, minor) = local_nix::PUSH_SINCE;
+        let detail = format!("{told}: `narvault push` and the hook need {major}.{minor}; pulls go on");
+        report.warn("nix", detail, cure);
+    } else {
+        report.ok("nix", told);
+    }
+}
+
 /// Whether a cache is asked, and its keys are trusted.
 pub fn cache(report: &mut Report, setup: &Setup, view: &CacheView) {
     let CacheView { name, pull_url, push_url, public_keys, .. } = view;
@@ -171,4 +183,30 @@ pub fn cache(report: &mut Report, setup: &Setup, view: &CacheView) {
 /// The names of keys that are given as `name:base64`.
 fn key_names(keys: &[impl AsRef<str>]) -> String {
     keys.iter().filter_map(|key| key.as_ref().split(':').next()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::check::report::Status;
+
+    #[test]
+    fn a_nix_that_is_too_old_to_push_is_told_of_with_what_helps() {
+        for (told, expected) in [
+            ("nix (Nix) 2.3.16", Status::Warn),
+            ("nix (Nix) 2.7.0", Status::Warn),
+            ("nix (Nix) 2.8.0", Status::Ok),
+            ("nix (Determinate Nix 3.5.2) 2.28.3", Status::Ok),
+            ("nix (Nix) 3.0", Status::Ok),
+        ] {
+            let mut report = Report::default();
+
+            nix(&mut report, told.to_owned(), Version::parse(told).unwrap());
+
+            let line = &report.checks[0];
+            assert_eq!(line.status, expected, "{told}");
+            assert_eq!(line.hint.is_some(), expected == Status::Warn, "{told}");
+            assert!(line.detail.starts_with(told), "{}", line.detail);
+        }
+    }
 }

@@ -5,20 +5,23 @@
 use secrecy::{ExposeSecret, SecretString};
 
 use super::nix_side::Setup;
-use crate::api::CacheView;
+use crate::access::{Action, CacheName, Scope};
+use crate::api::{CacheView, Order, PathQuery, Whoami};
 use crate::cli::check::report::Report;
 use crate::cli::local_nix::Puller;
 use crate::cli::session::{Session, TokenFrom};
 use crate::cli::text::{ends_within, moment};
 use crate::cli::{Context, Failure};
 use crate::client::netrc::entry_for;
-use crate::client::{Client, Error};
+use crate::client::{Client, Error, FirstByte, ServerUrl};
 use crate::nix::narinfo::NarInfo;
 use crate::nix::signature::PublicKey;
+use crate::nix::store_path::StorePath;
 use crate::time::Timestamp;
 
-/// Whether the server answers, the clocks, and the user's own token. False: there is no use in going on.
-pub async fn look(report: &mut Report, session: &Session, context: &Context) -> bool {
+/// Whether the server answers, the clocks, and the user's own token. Gives whose that is, if there is one that works;
+/// `None`: there is no use in going on.
+pub async fn look(report: &mut Report, session: &Session, context: &Context) -> Option<Option<Whoami>> {
     let client = &session.client;
     match client.ready().await {
         Ok((true, told)) if told.contains("sealed") => report.warn(
@@ -34,7 +37,7 @@ pub async fn look(report: &mut Report, session: &Session, context: &Context) -> 
         ),
         Err(error) => {
             fail(report, "server", &error);
-            return false;
+            return None;
         }
     }
     // A proxy may leave it out; an error was told above.
@@ -43,7 +46,7 @@ pub async fn look(report: &mut Report, session: &Session, context: &Context) -> 
     }
     if session.token_from == TokenFrom::Nowhere {
         report.ok("token", "none: public caches need none");
-        return true;
+        return Some(None);
     }
     match client.whoami().await {
         Ok(who) => {
@@ -63,10 +66,49 @@ pub async fn look(report: &mut Report, session: &Session, context: &Context) -> 
                 }
                 _ => report.ok("token", detail),
             }
+            Some(Some(who))
         }
-        Err(error) => fail(report, "token", &error),
+        Err(error) => {
+            fail(report, "token", &error);
+            Some(None)
+        }
     }
-    true
+}
+
+/// Whether the user's own token is good for this cache. Without `view` the server did not show the cache.
+pub fn scopes(report: &mut Report, who: &Whoami, name: &str, view: Option<&CacheView>, server: &ServerUrl) {
+    let Ok(cache) = name.parse::<CacheName>() else { return };
+    let scopes: Vec<Scope> = who.scopes.iter().filter_map(|scope| scope.parse().ok()).collect();
+    let may = |action: Action| scopes.iter().any(|scope| scope.allows(&action));
+    let contributor = &who.contributor;
+    let cure = |scope: &str| {
+        format!(
+            "an admin runs `narvault token issue {contributor} --scope {scope}:{name}`, and you \
+             `narvault login {server}` with what it prints"
+        )
+    };
+    if may(Action::Push(cache.clone())) {
+        report.ok("scope", format!("{name}: the token may push and pull"));
+    } else if may(Action::Pull(cache)) {
+        let detail = format!("{name}: the token has no `push:{name}`: pulls go on, pushes are refused");
+        report.warn("scope", detail, cure("push"));
+    } else if view.is_some_and(|view| view.public) {
+        let detail =
+            format!("{name}: the token has no `push:{name}`: pulls need none here, pushes are refused");
+        report.warn("scope", detail, cure("push"));
+    } else {
+        let detail = format!("{name}: the token has neither `pull:{name}` nor `push:{name}`");
+        report.fail("scope", detail, cure("pull"));
+    }
+}
+
+/// The hash of the path that was published last, if the token may list them.
+pub async fn newest(session: &Session, name: &str) -> Option<String> {
+    let state = Some("published".to_owned());
+    let query = PathQuery { state, limit: Some(1), order: Some(Order::Desc), ..PathQuery::default() };
+    let page = session.client.paths(name, &query).await.ok()?;
+    let path = StorePath::from_absolute(&page.items.first()?.store_path).ok()?;
+    Some(path.hash().to_string())
 }
 
 fn clock(report: &mut Report, date: &str, now: Timestamp) {
@@ -185,7 +227,7 @@ async fn end_of(
     Ok(ends_within(&who.expires_at, context.clock.now(), WARNING_DAYS).ok().flatten())
 }
 
-/// Whether a path can be pulled: it is there, and signed by a key that is trusted.
+/// Whether a path can be pulled: it is there, signed by a key that is trusted, and its NAR can be read.
 pub async fn path(report: &mut Report, setup: &Setup, view: &CacheView, cache: &Client, hash: &str) {
     let name = &view.name;
     let narinfo = match cache.narinfo(hash).await {
@@ -218,6 +260,36 @@ pub async fn path(report: &mut Report, setup: &Setup, view: &CacheView, cache: &
         let detail = format!("{name} has {path}, and no key that Nix trusts has signed it");
         report.fail("path", detail, format!("run `{}`", setup.use_command(&view.pull_url)));
     }
+    match cache.nar_begins(&narinfo.file.to_string()).await {
+        Ok(found) => nar(report, &format!("{name}: the NAR of {path}"), &found),
+        Err(error) => fail(report, "nar", &error),
+    }
+}
+
+/// Whether a NAR's first byte came, and what to do where it did not.
+fn nar(report: &mut Report, what: &str, found: &FirstByte) {
+    let from = found.elsewhere.as_ref().map_or(String::new(), |host| format!(" from {host}"));
+    if found.came {
+        return report.ok("nar", format!("{what} can be read{from}"));
+    }
+    let reach = "the operator lets the bucket be reached from here, or sets `nars.deliver = \"proxy\"`";
+    let (detail, hint) = match (found.status, &found.elsewhere) {
+        (None, _) => (format!("{what} cannot be read: nobody answers{from}"), reach),
+        (Some(status), Some(_)) => (format!("{what} cannot be read: status {status}{from}"), reach),
+        (Some(404), None) => (
+            format!("{what} is not there (status 404)"),
+            "the operator runs `narvault storage scrub`; pushing the path again brings it back",
+        ),
+        (Some(status @ 200..=299), None) => (
+            format!("{what} is empty (status {status})"),
+            "look at what stands between here and the server: a proxy cuts answers",
+        ),
+        (Some(status), None) => (
+            format!("{what} cannot be read (status {status})"),
+            "look at the server's log, or run `narvault check` on its host",
+        ),
+    };
+    report.fail("nar", detail, hint);
 }
 
 fn fail(report: &mut Report, part: &'static str, error: &Error) {
@@ -235,6 +307,83 @@ const SKEW_SECONDS_MAX: i64 = 30;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::check::report::Status;
+
+    #[test]
+    fn a_nar_that_does_not_come_is_a_finding_with_its_cure() {
+        let host = || Some("bucket.example".to_owned());
+        for (status, came, elsewhere, expected, hint) in [
+            (Some(206), true, None, "can be read", ""),
+            (Some(200), true, None, "can be read", ""),
+            (Some(206), true, host(), "can be read from bucket.example", ""),
+            (None, false, host(), "nobody answers from bucket.example", "nars.deliver"),
+            (Some(403), false, host(), "status 403 from bucket.example", "nars.deliver"),
+            (Some(404), false, None, "is not there", "narvault storage scrub"),
+            (Some(206), false, None, "is empty", "a proxy cuts answers"),
+            (Some(503), false, None, "status 503", "narvault check"),
+            (Some(302), false, None, "status 302", "narvault check"),
+        ] {
+            let mut report = Report::default();
+
+            nar(&mut report, "the NAR", &FirstByte { status, came, elsewhere });
+
+            let line = &report.checks[0];
+            let status = if came { Status::Ok } else { Status::Fail };
+            assert_eq!((line.part, line.status), ("nar", status), "{}", line.detail);
+            assert!(line.detail.contains(expected), "{}", line.detail);
+            assert!(line.hint.as_deref().unwrap_or_default().contains(hint), "{:?}", line.hint);
+        }
+    }
+
+    #[test]
+    fn a_token_without_the_scope_for_the_cache_is_a_finding_with_its_cure() {
+        let server = "https://a.example".parse().unwrap();
+        let view = |public: bool| -> CacheView {
+            let json = serde_json::json!({
+                "id": "c-1", "name": "team", "public": public, "priority": 41, "prefix": "team", "upstreams": [],
+                "upstream_paths": "store", "undeclared_references": "record", "public_keys": [],
+                "pull_url": "https://a.example/team", "push_url": "https://a.example/push/team", "paths": 0,
+                "bytes": 0, "created_at": "2026-11-22T13:10:00Z"
+            });
+            serde_json::from_value(json).unwrap()
+        };
+        for (scopes, view, status, told, hint) in [
+            (&["push:team"][..], Some(view(false)), Status::Ok, "may push and pull", ""),
+            (&["push:te*"], Some(view(false)), Status::Ok, "may push and pull", ""),
+            (&["admin"], Some(view(false)), Status::Ok, "may push and pull", ""),
+            (
+                &["push:other", "pull:team"],
+                Some(view(false)),
+                Status::Warn,
+                "no `push:team`",
+                "--scope push:team",
+            ),
+            (&["push:other"], Some(view(true)), Status::Warn, "pulls need none", "--scope push:team"),
+            (&["push:other"], None, Status::Fail, "neither `pull:team`", "--scope pull:team"),
+            (
+                &["delete:team"],
+                None,
+                Status::Fail,
+                "neither `pull:team`",
+                "token issue bob --scope pull:team",
+            ),
+        ] {
+            let who = Whoami {
+                contributor: "bob".to_owned(),
+                token_id: "t-1".to_owned(),
+                scopes: scopes.iter().map(|scope| (*scope).to_owned()).collect(),
+                expires_at: "2026-11-22T13:10:00Z".to_owned(),
+            };
+            let mut report = Report::default();
+
+            super::scopes(&mut report, &who, "team", view.as_ref(), &server);
+
+            let line = &report.checks[0];
+            assert_eq!((line.part, line.status), ("scope", status), "{scopes:?}");
+            assert!(line.detail.contains(told), "{scopes:?}: {}", line.detail);
+            assert!(line.hint.as_deref().unwrap_or_default().contains(hint), "{scopes:?}: {:?}", line.hint);
+        }
+    }
 
     #[test]
     fn a_clock_that_is_off_by_more_than_30_seconds_is_warned_of() {
