@@ -2,11 +2,13 @@
 //!
 //! The hook never waits for a server and never fails a build.
 
+use std::pin::pin;
 use std::process::Stdio;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
+use tokio::sync::watch;
 
 use super::Context;
 use super::args::Lifetime;
@@ -14,7 +16,7 @@ use super::failure::{Exit, Failure};
 use super::output::to_stderr;
 use super::push::HowArgs;
 use super::push_queued::Pusher;
-use super::queue::{Drainer, QueueArgs, Tally, counted};
+use super::queue::{Drainer, QueueArgs, StopArgs, Tally};
 use super::signals::Stop;
 use super::text::{Table, moment};
 use crate::access::CacheName;
@@ -65,6 +67,8 @@ pub struct RunArgs {
     /// End when everything was tried once
     #[arg(long)]
     once: bool,
+    #[command(flatten)]
+    stop: StopArgs,
     #[command(flatten)]
     how: HowArgs,
     #[command(flatten)]
@@ -188,13 +192,14 @@ async fn serve(args: RunArgs, context: &Context) -> Result<(), Failure> {
         return end(&tally, queue.waiting(args.cache.as_deref()).await?.0, context);
     }
     let mut stop = Stop::new()?;
+    let (stopping, told) = watch::channel(false);
+    let mut serving = pin!(drainer.serve(told));
     tokio::select! {
-        ended = drainer.for_ever() => match ended? {},
+        ended = &mut serving => return ended.map(drop),
         () = stop.asked() => {}
     }
-    let (waiting, _) = queue.waiting(args.cache.as_deref()).await?;
-    context.printer.note(&format!("stopped; {}", counted(waiting, "waiting")));
-    Ok(())
+    stopping.send_replace(true);
+    drainer.stop(serving, &args.stop, &mut stop).await
 }
 
 async fn flush(args: FlushArgs, context: &Context) -> Result<(), Failure> {
@@ -229,14 +234,7 @@ fn end(tally: &Tally, waiting: u64, context: &Context) -> Result<(), Failure> {
     context.printer.answer(&flushed, |flushed| {
         format!("{} pushed, {} dropped, {} waiting\n", flushed.pushed, flushed.dropped, flushed.waiting)
     })?;
-    if waiting == 0 {
-        return Ok(());
-    }
-    let failure = match fault {
-        Some(fault) => Failure::new(fault.kind.into(), fault.text.clone()),
-        None => Failure::new(Exit::Failure, counted(waiting, "waiting still")),
-    };
-    Err(failure.hint("run `narvault hook status` to see what waits, and why"))
+    tally.nothing_left(waiting)
 }
 
 async fn status(args: StatusArgs, context: &Context) -> Result<(), Failure> {

@@ -5,14 +5,18 @@
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::time::Duration;
 
 use clap::Args;
+use tokio::sync::watch;
 
 use super::Context;
+use super::args::Lifetime;
 use super::failure::{Exit, Failure};
 use super::output::Printer;
 use super::push_queued::Pusher;
+use super::signals::Stop;
 use crate::client::ErrorKind;
 use crate::nix::store_path::StorePath;
 use crate::queue::{Queue, QueueError};
@@ -73,6 +77,14 @@ impl From<WatchError> for Failure {
     }
 }
 
+/// How a service ends.
+#[derive(Debug, Clone, Args)]
+pub struct StopArgs {
+    /// How long to push what waits when told to stop; a second signal ends it at once
+    #[arg(long, value_name = "TIME", default_value = "30s")]
+    flush_timeout: Lifetime,
+}
+
 /// What became of several rounds.
 #[derive(Debug, Default)]
 pub struct Tally {
@@ -87,6 +99,24 @@ impl Tally {
         self.pushed += round.pushed.len();
         self.dropped += round.dropped.len();
         self.fault = round.faults.into_iter().next_back().or(self.fault.take());
+    }
+
+    fn add_all(&mut self, earlier: Self) {
+        self.pushed += earlier.pushed;
+        self.dropped += earlier.dropped;
+        self.fault = self.fault.take().or(earlier.fault);
+    }
+
+    /// Fails if paths wait still, as the last fault did.
+    pub fn nothing_left(&self, waiting: u64) -> Result<(), Failure> {
+        if waiting == 0 {
+            return Ok(());
+        }
+        let failure = match &self.fault {
+            Some(fault) => Failure::new(fault.kind.into(), fault.text.clone()),
+            None => Failure::new(Exit::Failure, counted(waiting, "waiting still")),
+        };
+        Err(failure.hint("run `narvault hook status` to see what waits, and why"))
     }
 }
 
@@ -135,9 +165,10 @@ impl<'a> Drainer<'a> {
         }
     }
 
-    /// Pushes what waits whenever something does, while no other process does it. Ends only with an error of the
-    /// queue that will not pass.
-    pub async fn for_ever(&self) -> Result<std::convert::Infallible, Failure> {
+    /// Pushes what waits whenever something does, while no other process does it, until it is told to stop: then what
+    /// is under way is brought to its end, and given. `None`: another process pushed all the while. Fails only with an
+    /// error of the queue that will not pass.
+    pub async fn serve(&self, mut stopping: watch::Receiver<bool>) -> Result<Option<Tally>, Failure> {
         let mut told_of_other = false;
         let _claim = loop {
             if let Some(claim) = self.drain.queue.claim()? {
@@ -146,17 +177,61 @@ impl<'a> Drainer<'a> {
             if !std::mem::replace(&mut told_of_other, true) {
                 self.printer.note("another process pushes this queue; waiting for its end");
             }
-            tokio::time::sleep(IDLE_WAIT).await;
+            if is_over(&mut stopping, IDLE_WAIT).await {
+                return Ok(None);
+            }
         };
         loop {
-            match self.once(&mut Tally::default()).await {
-                Ok(()) => tokio::time::sleep(IDLE_WAIT).await,
+            let mut tally = Tally::default();
+            let wait = match self.once(&mut tally).await {
+                Ok(()) => IDLE_WAIT,
                 Err(error) => {
                     tolerate(error, self.printer)?;
-                    tokio::time::sleep(TROUBLE_WAIT).await;
+                    TROUBLE_WAIT
                 }
+            };
+            if *stopping.borrow() {
+                return Ok(Some(tally));
+            }
+            if is_over(&mut stopping, wait).await {
+                return Ok(Some(Tally::default()));
             }
         }
+    }
+
+    /// What a service does when it was told to stop: what is under way in [`Drainer::serve`] comes to its end, then what
+    /// waits is pushed, whenever it would have been due, all for a limited time or until another signal. Says how many
+    /// are left, and fails if any are.
+    pub async fn stop(
+        &self,
+        serving: Pin<&mut impl Future<Output = Result<Option<Tally>, Failure>>>,
+        args: &StopArgs,
+        stop: &mut Stop,
+    ) -> Result<(), Failure> {
+        let patience = Duration::from_secs(args.flush_timeout.as_seconds());
+        self.printer.note(&format!("stopping: pushing what waits, for at most {} s", patience.as_secs()));
+        let mut tally = Tally::default();
+        let mut is_ours = true;
+        let flushing = async {
+            match serving.await? {
+                None => is_ours = false,
+                Some(under_way) => {
+                    tally.add_all(under_way);
+                    self.until_empty(&mut tally).await?;
+                }
+            }
+            Ok::<(), Failure>(())
+        };
+        let ended = tokio::select! {
+            ended = tokio::time::timeout(patience, flushing) => ended.unwrap_or(Ok(())),
+            () = stop.asked() => Ok(()),
+        };
+        let (waiting, _) = self.drain.queue.waiting(self.drain.cache).await?;
+        let (pushed, waiting_told) = (counted(tally.pushed as u64, "pushed"), counted(waiting, "waiting"));
+        self.printer.note(&format!("stopped; {pushed} meanwhile, {waiting_told}"));
+        ended?;
+        // What another process pushes is its business.
+        if is_ours { tally.nothing_left(waiting) } else { Ok(()) }
     }
 
     /// Pushes until nothing waits, or only what waiting does not mend; what another process pushes is waited for.
@@ -211,6 +286,12 @@ pub fn tolerate(error: WatchError, printer: Printer) -> Result<(), Failure> {
             Ok(())
         }
     }
+}
+
+/// Waits, and says whether it was told to stop meanwhile.
+async fn is_over(stopping: &mut watch::Receiver<bool>, wait: Duration) -> bool {
+    // Whoever tells lives as long as the service.
+    tokio::time::timeout(wait, stopping.wait_for(|stopping| *stopping)).await.is_ok()
 }
 
 /// `1 path pushed`, `2 paths waiting`.

@@ -3,15 +3,17 @@
 //! What it finds it queues first; a server that is down makes it late, not incomplete.
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use tokio::sync::watch;
 
 use super::Context;
 use super::failure::Failure;
 use super::push::HowArgs;
 use super::push_queued::Pusher;
-use super::queue::{Drainer, QueueArgs, counted, tolerate};
+use super::queue::{Drainer, QueueArgs, StopArgs, tolerate};
 use super::signals::Stop;
 use crate::watch::{LocalNix, StoreWatch, Wake};
 
@@ -23,6 +25,8 @@ pub struct WatchStoreArgs {
     /// Leave out what came while no watch ran
     #[arg(long)]
     since_now: bool,
+    #[command(flatten)]
+    stop: StopArgs,
     #[command(flatten)]
     how: HowArgs,
     #[command(flatten)]
@@ -39,29 +43,30 @@ pub async fn run(args: WatchStoreArgs, context: &Context) -> Result<(), Failure>
     // Before the first look: what is written from here on is told of.
     let wake = Wake::of(&nix.database_folder());
     let now = context.clock.now();
-    let mut watch = StoreWatch::begin(&queue, &nix, &args.cache, args.since_now, now).await?;
+    let mut store = StoreWatch::begin(&queue, &nix, &args.cache, args.since_now, now).await?;
     let how = if wake.is_told() { "told of changes" } else { "looking every few seconds" };
     context.printer.note(&format!("watching the store for {}, {how}", args.cache));
+    let (stopping, told) = watch::channel(false);
+    let mut serving = pin!(drainer.serve(told));
     tokio::select! {
-        ended = sweep_for_ever(&mut watch, wake, context) => match ended? {},
-        ended = drainer.for_ever() => match ended? {},
+        ended = sweep_for_ever(&mut store, wake, context) => match ended? {},
+        ended = &mut serving => return ended.map(drop),
         () = stop.asked() => {}
     }
     // What was built a moment ago is not to wait for the next start.
-    watch.sweep(context.clock.now()).await?;
-    let (waiting, _) = queue.waiting(Some(&args.cache)).await?;
-    context.printer.note(&format!("stopped; {}", counted(waiting, "waiting")));
-    Ok(())
+    store.sweep(context.clock.now()).await?;
+    stopping.send_replace(true);
+    drainer.stop(serving, &args.stop, &mut stop).await
 }
 
 async fn sweep_for_ever(
-    watch: &mut StoreWatch<'_>,
+    store: &mut StoreWatch<'_>,
     mut wake: Wake,
     context: &Context,
 ) -> Result<Infallible, Failure> {
     loop {
         let began = Instant::now();
-        if let Err(error) = watch.sweep(context.clock.now()).await {
+        if let Err(error) = store.sweep(context.clock.now()).await {
             tolerate(error, context.printer)?;
         }
         let pause = began.elapsed().saturating_mul(SHARE_OF_TIME).max(PAUSE_MIN);

@@ -4,7 +4,7 @@
 use crate::support::builder::{
     Builder, Listened, assert_pushed_once, is_published, json, require_builder, script, signal,
 };
-use crate::support::nix::require_nix;
+use crate::support::nix::{Nix, require_nix};
 use crate::support::server::{Backend, Ended, TestServer, narvault};
 use crate::support::until;
 
@@ -185,6 +185,105 @@ async fn a_service_pushes_what_hooks_of_parallel_builds_queue_and_goes_on_after_
     server.stop().await;
 }
 
+/// A service that pushes a queue, and one path in it that it has tried in vain: its next try is 5 s away. The server
+/// is down.
+async fn service_that_waits(server: &mut TestServer, builder: &Builder, more: &[&str]) -> (Listened, String) {
+    server.process().kill().await;
+    let path = builder.machine.add_text("late", "late", &[]).await;
+    let mut hook = builder.command(&["hook", "main"]);
+    hook.env("OUT_PATHS", &path).env("DRV_PATH", "/nix/store/x.drv");
+    assert_eq!(Ended::of(hook).await.code, Some(0));
+    let store = builder.machine.store();
+    let arguments = [&["hook", "run", "--store", &store], more].concat();
+    let mut service = Listened::to(builder.command(&arguments).spawn().unwrap());
+    service.says("main: cannot reach").await;
+    (service, path)
+}
+
+async fn builder_without_builds(server: &TestServer) -> Option<Builder> {
+    let machine = Nix::host().await?.machine();
+    let token = server.token("ci", &["push:main"]).await.text;
+    Some(Builder { machine, url: server.url.clone(), token })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_is_told_to_stop_pushes_first_what_waits() {
+    let mut server = TestServer::spawn(Backend::SQLITE_DISK, &[]).await.unwrap();
+    let Some(builder) = builder_without_builds(&server).await else {
+        return println!("skipped: no Nix here");
+    };
+    let (mut service, path) = service_that_waits(&mut server, &builder, &[]).await;
+    server.restart_after_kill(&[]).await;
+
+    signal(&service.child, "TERM").await;
+
+    service.says("stopping: pushing what waits, for at most 30 s").await;
+    service.says("0 paths waiting").await;
+    assert_eq!(service.child.wait().await.unwrap().code(), Some(0));
+    assert_pushed_once(&server, &[path]).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_stops_within_its_time_and_its_exit_code_says_that_something_is_left() {
+    let mut server = TestServer::spawn(Backend::SQLITE_DISK, &[]).await.unwrap();
+    let Some(builder) = builder_without_builds(&server).await else {
+        return println!("skipped: no Nix here");
+    };
+    // Three tries with at most 1.5 s between them.
+    let (mut service, path) = service_that_waits(&mut server, &builder, &["--flush-timeout", "4s"]).await;
+
+    signal(&service.child, "TERM").await;
+
+    service.says("stopped; 0 paths pushed meanwhile, 1 path waiting").await;
+    service.says("error: cannot reach").await;
+    service.says("hint: run `narvault hook status`").await;
+    assert_eq!(service.child.wait().await.unwrap().code(), Some(5));
+    let status = builder.status().await;
+    assert_eq!(status["caches"][0]["waiting"], 1, "{status}");
+    // And it is there for the next start.
+    server.restart_after_kill(&[]).await;
+    let ran = builder.run_on_store(&["hook", "flush", "--timeout", "50s"]).await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_pushed_once(&server, &[path]).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_signal_ends_the_last_flush_at_once() {
+    let mut server = TestServer::spawn(Backend::SQLITE_DISK, &[]).await.unwrap();
+    let Some(builder) = builder_without_builds(&server).await else {
+        return println!("skipped: no Nix here");
+    };
+    let (mut service, _) = service_that_waits(&mut server, &builder, &["--flush-timeout", "1h"]).await;
+
+    signal(&service.child, "TERM").await;
+    service.says("for at most 3600 s").await;
+    signal(&service.child, "TERM").await;
+
+    service.says("1 path waiting").await;
+    // Whether a try has failed meanwhile decides which of the two it is.
+    assert!(matches!(service.child.wait().await.unwrap().code(), Some(1 | 5)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_never_had_the_queue_leaves_it_to_the_one_that_has() {
+    let mut server = TestServer::spawn(Backend::SQLITE_DISK, &[]).await.unwrap();
+    let Some(builder) = builder_without_builds(&server).await else {
+        return println!("skipped: no Nix here");
+    };
+    let (service, _) = service_that_waits(&mut server, &builder, &[]).await;
+    let mut second = builder.command(&["hook", "run", "--store", &builder.machine.store()]);
+    let mut second = Listened::to(second.spawn().unwrap());
+    second.says("another process pushes this queue").await;
+
+    signal(&second.child, "TERM").await;
+
+    second.says("1 path waiting").await;
+    assert_eq!(second.child.wait().await.unwrap().code(), Some(0));
+    drop(service);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hook_may_push_in_the_background_by_itself() {
     let server = TestServer::start(Backend::SQLITE_DISK).await.unwrap();
@@ -227,10 +326,55 @@ async fn watching_the_store_pushes_each_path_of_parallel_builds_once() {
     for path in &paths {
         until("the path", async || is_published(&server.http(), path).await.then_some(())).await;
     }
+    let last = builder.machine.add_text("last", "added when it is told to stop", &[]).await;
     signal(&watch.child, "TERM").await;
     assert!(watch.child.wait().await.unwrap().success());
     watch.says("0 paths waiting").await;
     assert_pushed_once(&server, &paths).await;
+    assert_pushed_once(&server, &[last]).await;
     assert!(!is_published(&server.http(), &old).await);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_path_takes_along_the_older_ones_that_it_refers_to() {
+    let server = TestServer::start(Backend::SQLITE_DISK).await.unwrap();
+    let Some(builder) = builder_without_builds(&server).await else {
+        return println!("skipped: no Nix here");
+    };
+    let old = builder.machine.add_text("old", "old", &[]).await;
+    let alone = builder.machine.add_text("alone", "nobody refers to it", &[]).await;
+    let mut watch = builder.command(&["watch-store", "main", "--store", &builder.machine.store()]);
+    let mut watch = Listened::to(watch.spawn().unwrap());
+    watch.says("told of changes").await;
+
+    let new = builder.machine.add_text("new", "new", &[&old]).await;
+
+    until("the path", async || is_published(&server.http(), &new).await.then_some(())).await;
+    assert!(is_published(&server.http(), &old).await, "what is published refers to nothing that is not");
+    signal(&watch.child, "TERM").await;
+    assert!(watch.child.wait().await.unwrap().success());
+    assert_pushed_once(&server, &[old, new]).await;
+    assert!(!is_published(&server.http(), &alone).await);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_nobody_tells_of_is_looked_at() {
+    let server = TestServer::start(Backend::SQLITE_DISK).await.unwrap();
+    let Some(builder) = builder_without_builds(&server).await else {
+        return println!("skipped: no Nix here");
+    };
+    // Its database is made by the first question to it, which is after the watch has looked for a folder to watch.
+    let mut watch = builder.command(&["watch-store", "main", "--store", &builder.machine.store()]);
+    let mut watch = Listened::to(watch.spawn().unwrap());
+    watch.says("looking every few seconds").await;
+
+    let path = builder.machine.add_text("new", "new", &[]).await;
+
+    until("the path", async || is_published(&server.http(), &path).await.then_some(())).await;
+    signal(&watch.child, "TERM").await;
+    assert!(watch.child.wait().await.unwrap().success());
+    assert_pushed_once(&server, &[path]).await;
     server.stop().await;
 }
