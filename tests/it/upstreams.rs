@@ -5,10 +5,13 @@ use narvault::api::{
     CacheCreate, CacheEdit, KeyCreate, MissingAnswer, MissingRequest, Upstream, UpstreamPaths,
 };
 
-use crate::support::client::{TestPath, Token, lines};
+use serde_json::{Value, json};
+
+use crate::support::client::{TestPath, Token, hash_part, lines};
 use crate::support::database::on_each_database;
 use crate::support::nix::require_nix;
-use crate::support::server::{Backend, TestServer};
+use crate::support::proxy::{Manners, Proxy};
+use crate::support::server::{Backend, Ended, TestServer};
 
 /// Another binary cache, with a key of its own.
 struct Elsewhere {
@@ -42,6 +45,13 @@ async fn cache(server: &TestServer, upstreams: Vec<Upstream>, upstream_paths: Up
     server.admin().cache_create(&body).await.unwrap();
     server.admin().key_create("lean", &KeyCreate::default()).await.unwrap();
     server.token("alice", &["push:lean"]).await
+}
+
+/// The last line of `narvault push --json`, which went well.
+#[track_caller]
+fn last_line(ended: &Ended) -> Value {
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    serde_json::from_str(ended.stdout.lines().last().unwrap()).unwrap()
 }
 
 async fn missing(server: &TestServer, token: &Token, paths: &[&TestPath]) -> MissingAnswer {
@@ -123,6 +133,75 @@ on_each_database! {
         alice.http.put_nar("lean", &app).await.assert_status(201);
         let refused = alice.http.put_narinfo("lean", &app).await;
         refused.assert_refused(422, "is not published in this cache; push it first");
+        server.stop().await;
+    }
+
+    async fn narvault_push_leaves_out_what_an_upstream_holds_and_publishes_what_refers_to_it(server: TestServer) {
+        let nix = require_nix!();
+        let elsewhere = Elsewhere::start().await;
+        let machine = nix.machine();
+        let libc = machine.add_text("libc", "libc", &[]).await;
+        let libm = machine.add_text("libm", "libm", &[&libc]).await;
+        let app = machine.add_text("app", "app", &[&libm]).await;
+        let theirs = machine.narvault_push(&elsewhere.server.url, &elsewhere.token.text, ["main", libm.as_str()]);
+        assert_eq!(Ended::of(theirs).await.code, Some(0));
+        let alice = cache(&server, vec![elsewhere.upstream()], UpstreamPaths::Skip).await;
+        let proxy = Proxy::before(&server.url, Manners::default()).await;
+        let push = async |more: &[&str]| {
+            let arguments = [&["lean", &app], more].concat();
+            Ended::of(machine.narvault_push(&proxy.url, &alice.text, arguments)).await
+        };
+
+        let dry = push(&["--dry-run"]).await;
+        assert_eq!((dry.code, proxy.accepted().len()), (Some(0), 0), "{dry:?}");
+        assert!(dry.stdout.starts_with(&format!("{app}\n1 to push, 0 already there, 2 upstream; ")), "{dry:?}");
+        let dry = push(&["--dry-run", "--json"]).await;
+        let done = last_line(&dry);
+        assert_eq!((&done["missing"], &done["upstream"]), (&json!([app]), &json!(2)), "{done}");
+        let pushed = push(&[]).await;
+        let again = push(&["--json"]).await;
+
+        assert_eq!(pushed.code, Some(0), "{pushed:?}");
+        assert!(pushed.stdout.starts_with("1 new, 0 already there, 2 upstream; "), "{pushed:?}");
+        let counts = |ended: &Ended| ["new", "present", "upstream", "bytes_sent"].map(|name| last_line(ended)[name].clone());
+        assert_eq!(counts(&again), [0, 1, 2, 0].map(Value::from), "{again:?}");
+        // One file went over the network, by name and by bytes.
+        let view = server.admin().path("lean", hash_part(&app)).await.unwrap();
+        assert_eq!((view.state.as_str(), proxy.accepted().len()), ("published", 1));
+        assert_eq!(view.references, std::slice::from_ref(&libm));
+        let held = server.admin().paths("lean", &Default::default()).await.unwrap().items;
+        assert_eq!(held.iter().map(|path| &path.store_path).collect::<Vec<_>>(), [&app]);
+        server.http().get(&format!("/lean/{}.narinfo", hash_part(&app))).await.assert_status(200);
+        for path in [&libc, &libm] {
+            server.http().get(&format!("/lean/{}.narinfo", hash_part(path))).await.assert_status(404);
+        }
+        server.stop().await;
+    }
+
+    async fn narvault_push_sends_what_an_upstream_holds_without_a_valid_signature(server: TestServer) {
+        let nix = require_nix!();
+        let (elsewhere, stranger) = (Elsewhere::start().await, Elsewhere::start().await);
+        let machine = nix.machine();
+        let libc = machine.add_text("libc", "libc", &[]).await;
+        let app = machine.add_text("app", "app", &[&libc]).await;
+        let theirs = machine.narvault_push(&elsewhere.server.url, &elsewhere.token.text, ["main", libc.as_str()]);
+        assert_eq!(Ended::of(theirs).await.code, Some(0));
+        let liar = Upstream { public_keys: vec![stranger.server.public_key.clone()], ..elsewhere.upstream() };
+        let alice = cache(&server, vec![liar], UpstreamPaths::Skip).await;
+        let push = async |more: &[&str]| {
+            let arguments = [&["lean", &app, "--json"], more].concat();
+            Ended::of(machine.narvault_push(&server.url, &alice.text, arguments)).await
+        };
+
+        let dry = push(&["--dry-run"]).await;
+        let pushed = push(&[]).await;
+
+        let (dry, done) = (last_line(&dry), last_line(&pushed));
+        assert_eq!((dry["missing"].as_array().unwrap().len(), &dry["upstream"]), (2, &json!(0)), "{dry}");
+        assert_eq!((&done["new"], &done["upstream"]), (&json!(2), &json!(0)), "{done}");
+        for path in [&libc, &app] {
+            server.http().get(&format!("/lean/{}.narinfo", hash_part(path))).await.assert_status(200);
+        }
         server.stop().await;
     }
 
