@@ -32,6 +32,7 @@ mod outage;
 mod provenance;
 mod push;
 mod push_batches;
+mod push_interrupted;
 mod push_refusals;
 mod push_uploads;
 mod readme;

@@ -124,6 +124,39 @@ async fn the_machines_files_serve_everybody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_is_named_is_edited_and_no_other_one() {
+    let nix = require_nix!();
+    let server = server().await;
+    let alice = server.token("alice", &["push:main"]).await.http;
+    let mut desk = desk_of(&nix, &server);
+    let (named, before) = ("home/mine/extra.conf", "max-jobs = 3\n");
+    desk.write(named, before);
+    let file = desk.file(named).display().to_string();
+    let path = TestPath::new("named", "by --file");
+    alice.push("main", &path).await;
+
+    let outcome = desk.narvault_json(&["use", "main", "--file", &file]).await;
+    // From where the command runs: at home.
+    let again = desk.narvault_json(&["use", "main", "--file", "mine/extra.conf"]).await;
+    let both = desk.narvault(&["use", "main", "--file", &file, "--system"]).await;
+
+    assert_eq!((&outcome["file"], &outcome["changed"]), (&json!(file), &json!(true)));
+    assert_eq!((&again["file"], &again["changed"]), (&json!(file), &json!(false)));
+    assert_eq!(both.code, Some(2), "{both:?}");
+    assert!(desk.read(named).unwrap().starts_with(before));
+    assert_eq!((desk.read(USER_CONF), desk.read("etc/nix.conf")), (None, Some(desk.machine_conf())));
+    assert_eq!(desk.read("home/mine/extra.conf.before-narvault").as_deref(), Some(before));
+    desk.set("NIX_USER_CONF_FILES", &file);
+    desk.pull(&path.store_path).await.success();
+    desk.narvault_ok(&["unuse", "main", "--file", &file]).await;
+    assert_eq!(desk.read(named).as_deref(), Some(before));
+    let absent = desk.file("home/absent/nix.conf").display().to_string();
+    desk.narvault_ok(&["use", "main", "--file", &absent]).await;
+    assert!(desk.read("home/absent/nix.conf").unwrap().contains(&server.pull_url("main")));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_configured_netrc_file_is_kept_and_gets_one_entry() {
     let nix = require_nix!();
     let server = server().await;

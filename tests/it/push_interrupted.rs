@@ -1,0 +1,181 @@
+//! A push that is interrupted, by a kill of either side or by a proxy of bad manners, is continued: what the server has
+//! accepted, and has said so, is not sent again, to the byte.
+
+use std::time::Duration;
+
+use narvault::api::PathQuery;
+use narvault::nix::nar::build::Node;
+use serde_json::Value;
+
+use crate::push::{done, noise, noisy, pulled_unchanged, push, pusher, summary};
+use crate::support::nix::{Nix, require_nix};
+use crate::support::proxy::{Manners, Proxy};
+use crate::support::server::{Backend, TestServer, on_each_backend};
+
+/// Kills a push once the server has accepted so many files and parts, pushes again, and counts.
+async fn interrupted(server: &TestServer, nix: &Nix, paths_and_size: (usize, usize), hold_after: usize) {
+    let (alice, token) = pusher(nix, server).await;
+    let paths = noisy(&alice, paths_and_size.0, paths_and_size.1).await;
+    let arguments: Vec<&str> = ["main"].into_iter().chain(paths.iter().map(String::as_str)).collect();
+    let manners = Manners { hold_after: Some(hold_after), ..Manners::default() };
+    let holding = Proxy::before(&server.url, manners).await;
+    let mut first = alice.narvault_push(&holding.url, &token, &arguments).spawn().unwrap();
+    holding.wait_for(hold_after).await;
+    first.kill().await.unwrap();
+    let proxy = Proxy::before(&server.url, Manners::default()).await;
+
+    let second = push(&alice, &proxy.url, &token, &[&["--json"], &arguments[..]].concat()).await;
+
+    let done = done(&second);
+    let [sent, kept] = ["bytes_sent", "bytes_kept"].map(|name| done[name].as_u64().unwrap());
+    assert_eq!(sent, proxy.accepted_bytes(), "{done}");
+    let all = file_bytes(server).await;
+    if done["present"] == 0 {
+        // What the proxy did not see accepted, because its client was gone, may have been.
+        assert!(kept >= holding.accepted_bytes() && kept + sent == all, "of {all} bytes: {done}");
+    } else {
+        assert!(kept + sent < all, "of {all} bytes, some of which are published: {done}");
+    }
+    let (before, after) = (holding.accepted(), proxy.accepted());
+    let twice: Vec<_> = before.keys().filter(|name| after.contains_key(*name)).collect();
+    assert!(before.len() >= hold_after && twice.is_empty(), "sent twice: {twice:?}");
+    assert!(before.values().chain(after.values()).all(|count| *count == 1), "{before:?} {after:?}");
+    pulled_unchanged(nix, server, &alice, &paths).await;
+}
+
+/// Bytes of the files of all published paths.
+async fn file_bytes(server: &TestServer) -> u64 {
+    let query = PathQuery { limit: Some(200), ..PathQuery::default() };
+    let paths = server.admin().paths("main", &query).await.unwrap().items;
+    paths.iter().map(|path| path.file_size).sum()
+}
+
+on_each_backend! {
+    async fn a_killed_push_is_continued_without_sending_a_file_again(server: TestServer) {
+        let nix = require_nix!();
+        interrupted(&server, &nix, (40, 300_000), 10).await;
+        server.stop().await;
+    }
+
+    async fn a_killed_push_of_a_large_file_is_continued_without_sending_a_part_again(server: TestServer) {
+        let nix = require_nix!();
+        interrupted(&server, &nix, (1, 70 << 20), 2).await;
+        server.stop().await;
+    }
+}
+
+async fn a_server_that_is_killed_and_started_again_is_waited_for(backend: Backend) {
+    let nix = require_nix!();
+    let Some(mut server) = TestServer::spawn(backend, &[]).await else {
+        return println!("skipped: {backend:?} is not here");
+    };
+    let (alice, token) = pusher(&nix, &server).await;
+    let paths = noisy(&alice, 60, 300_000).await;
+    let arguments: Vec<&str> = ["main"].into_iter().chain(paths.iter().map(String::as_str)).collect();
+    let proxy = Proxy::before(&server.url, Manners::default()).await;
+    let pushing = alice.narvault_push(&proxy.url, &token, &arguments).spawn().unwrap();
+    proxy.wait_for(5).await;
+
+    server.restart_after_kill(&[]).await;
+
+    let output = pushing.wait_with_output().await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    pulled_unchanged(&nix, &server, &alice, &paths).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_server_is_waited_for_on_sqlite_and_disk() {
+    a_server_that_is_killed_and_started_again_is_waited_for(Backend::SQLITE_DISK).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_server_is_waited_for_on_postgres_and_s3() {
+    a_server_that_is_killed_and_started_again_is_waited_for(Backend::POSTGRES_S3).await;
+}
+
+async fn a_server_that_is_killed_with_a_file_in_parts_gets_each_part_once(backend: Backend) {
+    let nix = require_nix!();
+    let Some(mut server) = TestServer::spawn(backend, &[]).await else {
+        return println!("skipped: {backend:?} is not here");
+    };
+    let (alice, token) = pusher(&nix, &server).await;
+    let paths = noisy(&alice, 1, 70 << 20).await;
+    let proxy = Proxy::before(&server.url, Manners::default()).await;
+    let pushing =
+        alice.narvault_push(&proxy.url, &token, ["--json", "main", paths[0].as_str()]).spawn().unwrap();
+    proxy.wait_for(2).await;
+
+    server.restart_after_kill(&[]).await;
+
+    let output = pushing.wait_with_output().await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    let done: Value = serde_json::from_str(stdout.lines().last().unwrap()).unwrap();
+    let all = file_bytes(&server).await;
+    assert_eq!((&done["bytes_sent"], &done["bytes_kept"]), (&all.into(), &0.into()), "{done}");
+    assert_eq!((proxy.accepted().len(), proxy.accepted_bytes()), (5, all));
+    pulled_unchanged(&nix, &server, &alice, &paths).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_killed_with_a_file_in_parts_goes_on_with_it_on_sqlite_and_disk() {
+    a_server_that_is_killed_with_a_file_in_parts_gets_each_part_once(Backend::SQLITE_DISK).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_killed_with_a_file_in_parts_goes_on_with_it_on_postgres_and_s3() {
+    a_server_that_is_killed_with_a_file_in_parts_gets_each_part_once(Backend::POSTGRES_S3).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_that_cuts_inside_bodies_costs_time_and_nothing_else() {
+    let nix = require_nix!();
+    let server = TestServer::start(Backend::SQLITE_DISK).await.unwrap();
+    let (alice, token) = pusher(&nix, &server).await;
+    let mut paths = noisy(&alice, 20, 900_000).await;
+    paths.push(alice.add("large", &Node::file(noise("large", 40 << 20)), &[]).await);
+    let manners = Manners { cut_body_every: 4, cut_answer_every: 6, ..Manners::default() };
+    let proxy = Proxy::before(&server.url, manners).await;
+    let arguments: Vec<&str> = ["main"].into_iter().chain(paths.iter().map(String::as_str)).collect();
+
+    let ended = push(&alice, &proxy.url, &token, &arguments).await;
+
+    assert!(summary(&ended).starts_with("21 new, 0 already there"), "{ended:?}");
+    assert!(proxy.cut() >= 3, "{} bodies", proxy.cut());
+    assert!(ended.stderr.contains("trying again in"), "{}", ended.stderr);
+    pulled_unchanged(&nix, &server, &alice, &paths).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_of_bad_manners_costs_time_and_nothing_else() {
+    let nix = require_nix!();
+    let server = TestServer::start(Backend::SQLITE_DISK).await.unwrap();
+    let (alice, token) = pusher(&nix, &server).await;
+    let mut paths = noisy(&alice, 30, 900_000).await;
+    paths.push(alice.add("large", &Node::file(noise("large", 40 << 20)), &[]).await);
+    let proxy = Proxy::before(
+        &server.url,
+        Manners {
+            body_size_bytes_max: Some(32 << 20),
+            bad_gateway_every: 5,
+            cut_every: 7,
+            lose_answer_every: 6,
+            delay: Duration::from_millis(20),
+            hold_after: None,
+            ..Manners::default()
+        },
+    )
+    .await;
+    let arguments: Vec<&str> = ["main"].into_iter().chain(paths.iter().map(String::as_str)).collect();
+
+    let ended = push(&alice, &proxy.url, &token, &arguments).await;
+
+    assert!(summary(&ended).starts_with("31 new, 0 already there"), "{ended:?}");
+    assert!(ended.stderr.contains("trying again in"), "{}", ended.stderr);
+    assert!(proxy.largest_body() <= 17 << 20, "{} bytes", proxy.largest_body());
+    pulled_unchanged(&nix, &server, &alice, &paths).await;
+    server.stop().await;
+}
