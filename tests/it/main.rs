@@ -53,6 +53,7 @@ mod succession;
 mod succession_rules;
 mod support;
 mod takedown;
+mod templates;
 mod tidy;
 mod upload_order;
 mod upstreams;

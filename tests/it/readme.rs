@@ -134,7 +134,7 @@ fn inline_code(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// The arguments of the call of narvault in a line of shell, if there is one.
-fn command(line: &str) -> Option<Vec<String>> {
+pub fn command(line: &str) -> Option<Vec<String>> {
     let words = shell_words(line);
     let arguments = words.windows(3).position(|three| three[0] == "run" && three[2] == "--");
     if let Some(at) = arguments.filter(|_| words[0] == "cargo") {
