@@ -1,7 +1,7 @@
 //! What happens at the same time during a push: NARs are made, batches and parts are sent, paths are published.
 //!
 //! One task owns the plan and decides; others do one thing each and report. Never makes more than it may hold:
-//! a whole push takes the bytes below, whatever the closure.
+//! a whole push takes the bytes below, however large its files, and some 2 KiB for each of its paths.
 //!
 //! | what | bytes |
 //! |---|---|
