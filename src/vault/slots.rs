@@ -229,7 +229,7 @@ fn binding<'a>(cluster_id: &'a str, slot_id: &'a str, kind: SlotKind, params: &'
 }
 
 /// Expanded under a label of its own, so that a published check value tells nothing of the wrapping key.
-pub(super) fn key_check_value(slot_key: &LockedBytes) -> [u8; 32] {
+fn key_check_value(slot_key: &LockedBytes) -> [u8; 32] {
     let mut kcv = [0; 32];
     Hkdf::<Sha256>::from_prk(slot_key.expose())
         .expect("32 bytes: as long as a SHA-256")
