@@ -57,6 +57,7 @@ impl Content for Roots {
 
 /// Either of the two.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "whoever reads or signs one holds one")]
 pub enum Document {
     Roots(Roots),
     Succession(Statement),

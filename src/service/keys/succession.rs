@@ -60,7 +60,7 @@ pub(super) struct Announcement<'a, 'k> {
 impl Service {
     /// The statements of a cache: a public one's for anybody.
     pub async fn succession(&self, call: &Call, cache: &CacheName) -> Result<Succession> {
-        let cache = CacheRow::clone(&*self.cache_to_pull(call, cache).await?);
+        let cache = CacheRow::clone(&self.cache_to_pull(call, cache).await?);
         let chain = chain_of(&mut *self.inner.db.read().await?, &cache).await?;
         Ok(Succession { cache, chain })
     }

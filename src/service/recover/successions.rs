@@ -152,7 +152,7 @@ mod tests {
         let name = "main".parse().unwrap();
         let source = KeySource::import(&TestKey::named("main-1").nix_secret()).unwrap();
         server.service.create_key(&Call::host(), &name, &source).await.unwrap();
-        let cache = CacheRow::clone(&*server.service.existing_cache(&name).await.unwrap());
+        let cache = CacheRow::clone(&server.service.existing_cache(&name).await.unwrap());
         (server, cache)
     }
 
