@@ -34,6 +34,7 @@ mod tests {
 
     /// In a process of its own: the setting holds for all of it.
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "no configuration: whether this is that process")]
     fn a_large_block_that_is_free_is_not_kept() {
         const BLOCK_BYTES: usize = 8 << 20;
         if std::env::var_os(INSIDE).is_none() {

@@ -163,7 +163,7 @@ on_each_backend! {
         let before = TestPath::new("before", "before");
         alice.push("main", &before).await;
         desk.narvault_ok(&["use", "main"]).await;
-        assert_eq!(keys_in(&desk.read(CONF).unwrap()), [old.clone()]);
+        assert_eq!(keys_in(&desk.read(CONF).unwrap()), std::slice::from_ref(&old));
 
         let rotation = server.admin().key_rotate("main", &at_once()).await.unwrap();
         let new = public_key(&server, &rotation.new_key.unwrap()).await;
@@ -179,7 +179,7 @@ on_each_backend! {
         server.admin().key_retire("main", name(&old)).await.unwrap();
         let ended = desk.narvault_json(&["use", "--refresh"]).await;
         assert_eq!((&ended["changed"], &ended["caches"][0]["removed"]), (&json!(true), &json!([old])), "{ended}");
-        assert_eq!(keys_in(&desk.read(CONF).unwrap()), [new.clone()]);
+        assert_eq!(keys_in(&desk.read(CONF).unwrap()), std::slice::from_ref(&new));
         let after = TestPath::new("after", "after");
         alice.push("main", &after).await;
 
@@ -217,14 +217,14 @@ on_each_backend! {
         let early_submit = office.types(&["root", "submit", "draft"]).await;
         assert!(early_submit.stderr.contains("1 root keys have signed, 2 are needed"), "{}", early_submit.stderr);
         client.succeeds(&server, &["use", "--refresh", "--file", "nix.conf"]).await;
-        assert_eq!(keys_in(&client.conf()), [stolen.clone()], "nothing is told yet");
+        assert_eq!(keys_in(&client.conf()), std::slice::from_ref(&stolen), "nothing is told yet");
         office.sign("draft", "bob").await;
         let told = office.succeeds(&["root", "submit", "draft"]).await;
         assert!(told.contains("compromise"), "{told}");
 
         let refreshed = client.succeeds(&server, &["use", "--refresh", "--file", "nix.conf"]).await;
         assert_eq!(refreshed["caches"][0]["removed"], json!([stolen]), "{refreshed}");
-        assert_eq!(keys_in(&client.conf()), [new.clone()]);
+        assert_eq!(keys_in(&client.conf()), std::slice::from_ref(&new));
         // Who never knew any root keys believes none that come along.
         std::fs::remove_file(early.file("nix.conf.narvault-seen")).unwrap();
         early.refuses(&server, &[], "no root keys are known here").await;
@@ -353,7 +353,7 @@ async fn a_server_that_was_rolled_back_is_refused_and_recovers_what_it_told() {
     server.admin().key_retire("main", name(&old)).await.unwrap();
     stored(&server, 2).await;
     client.succeeds(&server, &["use", "--refresh", "--file", "nix.conf"]).await;
-    assert_eq!(keys_in(&client.conf()), [new.clone()]);
+    assert_eq!(keys_in(&client.conf()), std::slice::from_ref(&new));
     let last = TestPath::new("last", "last");
     server.token("ci", &["push:main"]).await.http.push("main", &last).await;
     everything_is_published(&server, &last).await;

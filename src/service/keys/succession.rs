@@ -4,6 +4,8 @@
 //! A statement, the state of the keys that it tells of, its leaf and its outbox row are one transaction. Never has a key
 //! that is compromised sign anything.
 
+use std::sync::Arc;
+
 use serde_json::json;
 
 use crate::access::{Action, CacheName};
@@ -60,7 +62,7 @@ pub(super) struct Announcement<'a, 'k> {
 impl Service {
     /// The statements of a cache: a public one's for anybody.
     pub async fn succession(&self, call: &Call, cache: &CacheName) -> Result<Succession> {
-        let cache = CacheRow::clone(&self.cache_to_pull(call, cache).await?);
+        let cache = Arc::unwrap_or_clone(self.cache_to_pull(call, cache).await?);
         let chain = chain_of(&mut *self.inner.db.read().await?, &cache).await?;
         Ok(Succession { cache, chain })
     }
@@ -316,7 +318,8 @@ async fn successor_of<'a>(
         newest.kind == RotationKind::Compromise && newest.old_key.as_ref() == Some(&old.key.label.id)
     });
     let named = of_it.and_then(|rotation| rotation.new_key);
-    let found = active().find(|row| Some(&row.key.label.id) == named.as_ref()).or_else(|| active().last());
+    let found =
+        active().find(|row| Some(&row.key.label.id) == named.as_ref()).or_else(|| active().next_back());
     Ok(found.ok_or(Conflict::NoSigningKey)?)
 }
 

@@ -171,7 +171,7 @@ mod tests {
     }
 
     async fn standing(server: &TestService, cache: &CacheRow) -> Chain {
-        chain_of(&mut *server.service.inner.db.read().await.unwrap(), cache).await.unwrap()
+        chain_of(&mut server.service.inner.db.read().await.unwrap(), cache).await.unwrap()
     }
 
     on_each_database! {
