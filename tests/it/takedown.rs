@@ -82,6 +82,21 @@ async fn published(client: &Client) -> usize {
     client.paths("main", &query).await.unwrap().items.len()
 }
 
+/// Audits the whole log, once it is published: there is nothing to find.
+async fn assert_honest(server: &TestServer) {
+    let size = leaves(&server.site).await.len() as u64;
+    until("the whole log to be published", async || {
+        if server.http().get("/api/v1/log/checkpoint").await.status != 200 {
+            return None;
+        }
+        let ended = server.narvault(["log", "audit", "--json"]).await;
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        let answer: Value = serde_json::from_str(&ended.stdout).unwrap();
+        (answer["size"].as_u64() >= Some(size)).then_some(())
+    })
+    .await;
+}
+
 /// A path with a listing, pushed by Alice; one that refers to it, and one that does not, pushed by Bob.
 async fn taken_down_and_restored(server: TestServer) {
     let alice = server.token("alice", &["push:main"]).await;
@@ -152,6 +167,7 @@ async fn taken_down_and_restored(server: TestServer) {
     let leaves = leaves(&server.site).await;
     let events = ["contributor-quarantine", "withdraw", "restore", "token-revoke"];
     assert_eq!(events.map(|event| count(&leaves, event)), [2, 1, 1, 1]);
+    assert_honest(&server).await;
     server.stop().await;
 }
 
@@ -187,6 +203,7 @@ on_each_backend! {
             server.http().get(&format!("/{}", narinfo(at))).await.assert_status(200);
         }
         alice.http.get("/push/main/nix-cache-info").await.assert_status(401);
+        assert_honest(&server).await;
         server.stop().await;
     }
 
@@ -366,6 +383,7 @@ async fn killed_in_the_middle_it_is_carried_through_by_the_next_start() {
             leaves.iter().filter(|leaf| leaf.contains("\nevent withdraw\n") && leaf.contains(&named));
         assert_eq!(withdrawn.count(), 1, "{}", path.store_path);
     }
+    assert_honest(&server).await;
     server.stop().await;
 }
 
@@ -468,6 +486,11 @@ async fn an_administrator_who_is_taken_down_dies_by_it_and_it_is_carried_through
     assert_eq!((done.finished, done.paths, done.tokens.len()), (true, 1, 2), "{done:?}");
     assert_eq!(client.whoami().await.unwrap_err().kind(), ErrorKind::NotAuthorised);
     server.http().get(&format!("/main/{}.narinfo", hash_part(&path.store_path))).await.assert_status(404);
+    server.admin().contributor_restore("mallory", &fine()).await.unwrap();
+    // The token that asked was dead when the paths went; whoever reads the log is not alarmed by that.
+    let leaves = leaves(&server.site).await;
+    assert_eq!(["withdraw", "restore"].map(|event| count(&leaves, event)), [1, 1]);
+    assert_honest(&server).await;
     server.stop().await;
 }
 

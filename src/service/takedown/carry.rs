@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::access::{CacheId, Caller, Scope, Scopes, TokenCaller, TokenId};
@@ -34,7 +34,8 @@ pub(super) enum Step {
 /// One batch: its transaction's moment, and the leaves that wait for the log's lock.
 struct Batch<'a> {
     row: &'a QuarantineRow,
-    call: &'a Call,
+    /// Who asked for it, in whichever direction it goes.
+    asker: By,
     now: Timestamp,
     leaves: Vec<LeafRow>,
 }
@@ -100,8 +101,8 @@ impl Service {
         if row.restored_at.is_some() || !restoring && row.done_at.is_some() {
             return Ok(Step::Done);
         }
-        let call = call_by(if restoring { row.restorer } else { row.by })?;
-        let mut batch = Batch { row: &row, call: &call, now, leaves: Vec::new() };
+        let asker = if restoring { row.restorer } else { row.by };
+        let mut batch = Batch { row: &row, asker, now, leaves: Vec::new() };
         let step = if restoring {
             self.restore_batch(&mut tx, &mut batch).await?
         } else {
@@ -280,17 +281,23 @@ impl Service {
         Ok(())
     }
 
+    /// The server's own leaf, as a rotation's are: the token that asked for it may be dead by now, and may have died by
+    /// this very quarantine. Who asked stands in `detail`.
     fn path_leaf(
         &self,
         batch: &Batch<'_>,
         cache: &CacheRow,
         row: &PathRow,
         event: LeafEvent<'_>,
-        detail: serde_json::Value,
+        mut detail: Value,
     ) -> Result<LeafRow> {
+        if let (Value::Object(members), Some((contributor, token))) = (&mut detail, batch.asker) {
+            members.insert("asked_by".into(), json!(contributor.to_string()));
+            members.insert("asked_with".into(), json!(token.to_string()));
+        }
         self.leaf_row(Leaf {
-            call: batch.call,
-            by: batch.call.caller.token(),
+            call: &Call::host(),
+            by: None,
             cache: Some(cache),
             path_id: Some(&row.id),
             event,
@@ -396,7 +403,12 @@ async fn release_paths(tx: &mut Tx, release: &mut Release<'_>, rows: &[&PathRow]
     Ok(())
 }
 
-async fn release_entries(tx: &mut Tx, mut entries: Vec<(CacheId, String)>, now: Timestamp) -> Result<()> {
+/// Has storage follow where build trace entries were voided, or count again.
+pub(in crate::service) async fn release_entries(
+    tx: &mut Tx,
+    mut entries: Vec<(CacheId, String)>,
+    now: Timestamp,
+) -> Result<()> {
     entries.sort();
     for entries in entries.chunk_by(|one, other| one.0 == other.0) {
         let Some((cache, _)) = entries.first() else { continue };
@@ -411,8 +423,8 @@ async fn release_entries(tx: &mut Tx, mut entries: Vec<(CacheId, String)>, now: 
     Ok(())
 }
 
-/// The call that began it, as far as leaves and audit rows tell of it. Its right was asked for then; this one would be
-/// refused wherever the token's row is looked at, for it ended long ago.
+/// The call that began it, as far as audit rows and the leaves of revoked tokens tell of it. Its right was asked for then;
+/// this one would be refused wherever the token's row is looked at, for it ended long ago.
 fn call_by(by: By) -> Result<Call> {
     let caller = match by {
         Some((contributor, token)) => {

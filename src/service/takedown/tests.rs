@@ -120,6 +120,13 @@ on_each_database! {
         for sample in &samples[..6] {
             assert_eq!(leaves_of(test, "withdraw", sample).await, 1);
         }
+        // The token that asked may be dead by then: it does not stand in the leaf.
+        let leaves = log::leaves(&mut test.db.read().await.unwrap(), 0, 10_000).await.unwrap();
+        let mut withdrawn = leaves.iter().filter(|(_, leaf)| leaf.contains("\nevent withdraw\n"));
+        assert!(withdrawn.all(|(_, leaf)| leaf.contains("\nby -\ntoken -\n")), "{leaves:?}");
+        let openings = log::openings(&mut test.db.read().await.unwrap(), "detail", 0, 10_000).await.unwrap();
+        let asked = format!(r#""asked_by":"{}""#, admin.caller.token().unwrap().contributor);
+        assert_eq!(openings.iter().filter(|(_, _, text)| text.contains(&asked)).count(), 6);
     }
 
     async fn done_twice_it_changes_nothing(test: &TestDb) {
