@@ -2,6 +2,7 @@
 //!
 //! Never believes a server about its log, but for the key where none is given.
 
+mod alarm;
 mod audit;
 mod follow;
 mod mirror;
@@ -38,13 +39,17 @@ pub enum LogCommand {
     Audit(audit::AuditArgs),
     /// Copy the log into a folder, and notice when the server's is not its continuation
     Mirror(mirror::MirrorArgs),
+    /// Let a server sign again after a fork alarm, on its own host
+    ClearAlarm(alarm::ClearAlarmArgs),
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  narvault log show 17")]
+#[command(after_help = "Example:\n  narvault log show mmjhp110f3wf5kp5q70rc7p49yln4qzy --from ./log")]
 pub struct ShowArgs {
-    /// The leaf's place in the log, from 0
-    index: u64,
+    /// The leaf's place in the log, from 0; a store path or its hash, for all leaves that name it; or a signature,
+    /// `name:base64`
+    #[arg(value_name = "INDEX|PATH|SIGNATURE")]
+    leaf: LeafArg,
     /// A server, a mirror's address or folder, or a bucket [default: the server in use]
     #[arg(long, value_name = "URL|FOLDER")]
     from: Option<String>,
@@ -80,14 +85,11 @@ pub async fn run(command: LogCommand, context: &Context) -> Result<(), Failure> 
     match command {
         LogCommand::Show(args) => show(args, context).await,
         LogCommand::Follow(args) => follow::follow(args, context).await,
-        LogCommand::Proof(args) => {
-            let query = PathProofQuery { key: args.key };
-            let proof = context.client()?.path_proof(&args.cache, args.path.0.as_str(), &query).await?;
-            context.printer.data(&String::from_utf8_lossy(&proof))
-        }
+        LogCommand::Proof(args) => proof(args, context).await,
         LogCommand::Verify(args) => verify(args, context).await,
         LogCommand::Audit(args) => audit::audit(args, context).await,
         LogCommand::Mirror(args) => mirror::mirror(args, context).await,
+        LogCommand::ClearAlarm(args) => alarm::clear(args, context).await,
     }
 }
 

@@ -38,6 +38,8 @@ pub struct LogState {
     pub frontier_size: i64,
     /// Set while storage has a checkpoint of so many leaves, more than `size`: nothing is appended then.
     pub published_beyond: Option<i64>,
+    /// Set while the log contradicts what was published of it, in words: nothing is signed then.
+    pub forked: Option<String>,
 }
 
 /// The newest checkpoint.
@@ -53,26 +55,43 @@ pub struct CheckpointRow {
 /// transaction is rolled back.
 pub async fn lock(connection: &mut Connection) -> Result<LogState> {
     let statement = Dialect::of(connection).pick(
-        "SELECT size, frontier, frontier_size, published_beyond FROM log_state WHERE id = 1 FOR UPDATE",
-        "SELECT size, frontier, frontier_size, published_beyond FROM log_state WHERE id = 1",
+        "SELECT size, frontier, frontier_size, published_beyond, forked_what FROM log_state WHERE id = 1 FOR UPDATE",
+        "SELECT size, frontier, frontier_size, published_beyond, forked_what FROM log_state WHERE id = 1",
     );
     Ok(state(sqlx::query_as(statement).fetch_one(connection).await?))
 }
 
 /// The log's row as it is now.
 pub async fn read(connection: &mut Connection) -> Result<LogState> {
-    let row =
-        sqlx::query_as("SELECT size, frontier, frontier_size, published_beyond FROM log_state WHERE id = 1")
-            .fetch_one(connection)
-            .await?;
+    let row = sqlx::query_as(
+        "SELECT size, frontier, frontier_size, published_beyond, forked_what FROM log_state WHERE id = 1",
+    )
+    .fetch_one(connection)
+    .await?;
     Ok(state(row))
 }
 
-fn state((size, frontier, frontier_size, published_beyond): StateColumns) -> LogState {
-    LogState { size, frontier: frontier.unwrap_or_default(), frontier_size, published_beyond }
+fn state((size, frontier, frontier_size, published_beyond, forked): StateColumns) -> LogState {
+    LogState { size, frontier: frontier.unwrap_or_default(), frontier_size, published_beyond, forked }
 }
 
-type StateColumns = (i64, Option<Vec<u8>>, i64, Option<i64>);
+type StateColumns = (i64, Option<Vec<u8>>, i64, Option<i64>, Option<String>);
+
+/// Notes in what the log contradicts what was published of it. What was noted first stands.
+pub async fn raise_alarm(connection: &mut Connection, what: &str, now: Timestamp) -> Result<()> {
+    sqlx::query("UPDATE log_state SET forked_what = $1, forked_at = $2 WHERE id = 1 AND forked_what IS NULL")
+        .bind(what)
+        .bind(now.0)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Notes that an operator has seen to the contradiction.
+pub async fn clear_alarm(connection: &mut Connection) -> Result<()> {
+    let cleared = sqlx::query("UPDATE log_state SET forked_what = NULL, forked_at = NULL WHERE id = 1");
+    one_row("log_state", cleared.execute(connection).await?.rows_affected())
+}
 
 /// Notes that storage has a checkpoint of `published` leaves, more than there are here. What was noted first stands.
 pub async fn note_rollback(connection: &mut Connection, published: i64) -> Result<()> {
@@ -332,7 +351,8 @@ pub async fn of_path(connection: &mut Connection, path_id: &str, limit: i64) -> 
 }
 
 /// Erases the openings of `detail`, among the `count` leaves from `first` on, that say something of a contributor: of
-/// what they did, of what was done to them, and those that have their name. How many.
+/// what they did or asked for, of what was done to them and to their tokens, of quarantines of either, and those that have
+/// their name. How many.
 pub async fn erase_details(
     connection: &mut Connection,
     contributor: ContributorId,
@@ -427,7 +447,7 @@ mod tests {
     }
 
     fn state(size: i64) -> LogState {
-        LogState { size, frontier: vec![7; 32], frontier_size: size, published_beyond: None }
+        LogState { size, frontier: vec![7; 32], frontier_size: size, published_beyond: None, forked: None }
     }
 
     on_each_database! {
@@ -466,7 +486,7 @@ mod tests {
 
         async fn a_new_log_is_empty_and_goes_on_where_it_was_left(test: &TestDb) {
             let mut tx = test.db.begin(Gate::Shared).await.unwrap();
-            assert_eq!(lock(&mut tx).await.unwrap(), LogState { size: 0, frontier: vec![], frontier_size: 0, published_beyond: None });
+            assert_eq!(lock(&mut tx).await.unwrap(), LogState { size: 0, frontier: vec![], frontier_size: 0, published_beyond: None, forked: None });
 
             let state = state(2);
             append(&mut tx, 0, &[leaf("one\n"), leaf("two\n")], &[], &state).await.unwrap();

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::{Error, Result, Service};
+use super::{Error, Result, Service, SigningStopped};
 use crate::db::log::{self, LeafRow, LogState};
 use crate::db::paths::MadeSignature;
 use crate::db::{Gate, Tx, restarting};
@@ -30,7 +30,7 @@ pub(super) async fn append_signed(
     if leaves.is_empty() {
         return Ok(0..0);
     }
-    let (first, mut frontier) = lock(tx).await?;
+    let (first, mut frontier) = lock(tx, leaves).await?;
     leaves.iter().for_each(|leaf| frontier.push(NodeHash::leaf(leaf.leaf.as_bytes())));
     let state = state_of(&frontier)?;
     log::append(tx, first, leaves, &signatures(first), &state).await?;
@@ -60,9 +60,15 @@ impl Service {
     }
 }
 
-/// Locks the log; gives its size, and its frontier caught up with it.
-async fn lock(tx: &mut Tx) -> Result<(i64, Frontier)> {
+/// Locks the log for these leaves; gives its size, and its frontier caught up with it. Refuses signatures while it
+/// contradicts what was published, whichever replica found that; whatever takes something away goes on.
+async fn lock(tx: &mut Tx, leaves: &[LeafRow]) -> Result<(i64, Frontier)> {
     let state = log::lock(tx).await?;
+    if let Some(what) = &state.forked
+        && leaves.iter().any(|leaf| matches!(leaf.event.as_str(), "sign" | "resign" | "realisation"))
+    {
+        return Err(SigningStopped::Forked(what.clone()).into());
+    }
     if let Some(published) = state.published_beyond {
         return Err(Error::RolledBack { leaves: state.size, published });
     }
@@ -94,7 +100,8 @@ async fn push_next(tx: &mut Tx, frontier: &mut Frontier, size: i64) -> Result<()
 /// The row of a log whose frontier this is.
 fn state_of(frontier: &Frontier) -> Result<LogState> {
     let size = size_of(frontier)?;
-    Ok(LogState { size, frontier: frontier.encode(), frontier_size: size, published_beyond: None })
+    let frontier = frontier.encode();
+    Ok(LogState { size, frontier, frontier_size: size, published_beyond: None, forked: None })
 }
 
 /// Appends leaves that were published once, and that this database lost: their texts alone are known.

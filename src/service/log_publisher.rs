@@ -2,15 +2,19 @@
 //! something new, by whichever replica comes first.
 //!
 //! Tiles are the same bytes whoever writes them, so replicas need no leader. Whatever contradicts what was published
-//! before is a fork: nothing is signed any more on this replica. Never relies on conditional writes.
+//! before is a fork: nothing is signed any more until an operator has cleared the alarm. Never relies on conditional
+//! writes.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+mod health;
+
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::health::LogHealth;
+pub use self::health::{Fork, SigningStopped};
 use super::log::LEAVES_AT_ONCE;
 use super::{Error, Result, Service};
 use crate::db::log::{self, CheckpointRow};
@@ -30,95 +34,11 @@ use crate::vault::Purpose;
 /// Largest tile or bundle, in bytes: 256 leaves of 16 KiB, each after two bytes.
 pub(super) const TILE_SIZE_BYTES_MAX: usize = 256 * (2 + 16 * 1024);
 
-/// Nothing is signed while the published log is more leaves behind than this: what is signed meanwhile nobody can
-/// check.
-const BEHIND_LEAVES_MAX: u64 = 10_000;
-
-/// Nor while a leaf waits longer than this.
-const BEHIND_MAX: Duration = Duration::from_secs(15 * 60);
-
 /// How long the publisher rests; a new signature is provable about so much later.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Why nothing is signed although the vault is open.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SigningStopped {
-    #[error("the signature log contradicts what was published of it; an operator has to look ({0})")]
-    Forked(Fork),
-    #[error("the published signature log is {leaves} leaves and {seconds} seconds behind")]
-    Behind { leaves: u64, seconds: u64 },
-}
-
-/// What two statements of one log contradict each other in.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Fork {
-    #[error("storage has other bytes at `{tile}`")]
-    Tile { tile: Tile },
-    #[error("the leaves do not make the root that was signed for the first {size} of them")]
-    Root { size: u64 },
-    #[error("the checkpoint in {place} is not one that this log's key signed")]
-    Checkpoint { place: &'static str },
-    #[error("a checkpoint in {place} has {published} leaves, the database has {leaves}: it is older")]
-    Older { place: &'static str, published: u64, leaves: u64 },
-}
-
 /// How long a witness that did not cosign is left alone while nothing new is published.
 const WITNESS_PAUSE: Duration = Duration::from_secs(30);
-
-/// What signing asks about the log, and the publisher tells.
-#[derive(Default)]
-pub(super) struct LogHealth(Mutex<Health>);
-
-#[derive(Default)]
-struct Health {
-    forked: Option<Fork>,
-    behind_leaves: u64,
-    /// A size that is not published yet, and since when it is known. Not by the clock, which may be set.
-    waiting: Option<(u64, Instant)>,
-}
-
-impl LogHealth {
-    /// Whether new signatures may be made.
-    pub fn check(&self, now: Instant) -> std::result::Result<(), SigningStopped> {
-        let health = self.lock();
-        if let Some(fork) = &health.forked {
-            return Err(SigningStopped::Forked(fork.clone()));
-        }
-        let waited = health.waiting.map_or(Duration::ZERO, |(_, since)| now.saturating_duration_since(since));
-        if health.behind_leaves > BEHIND_LEAVES_MAX || waited > BEHIND_MAX {
-            let seconds = waited.as_secs();
-            return Err(SigningStopped::Behind { leaves: health.behind_leaves, seconds });
-        }
-        Ok(())
-    }
-
-    /// How many leaves no checkpoint covers yet, as the last round of this replica's publisher found.
-    pub fn behind_leaves(&self) -> u64 {
-        self.lock().behind_leaves
-    }
-
-    fn seen(&self, size: u64, published: u64, now: Instant) {
-        let mut health = self.lock();
-        health.behind_leaves = size.saturating_sub(published);
-        if health.waiting.is_some_and(|(waiting, _)| waiting <= published) {
-            health.waiting = None;
-        }
-        if size > published && health.waiting.is_none() {
-            health.waiting = Some((size, now));
-        }
-        metrics::gauge!("narvault_log_behind_leaves").set(health.behind_leaves as f64);
-    }
-
-    fn alarm(&self, fork: Fork) {
-        tracing::error!(%fork, "FORK ALARM: nothing is signed by this replica any more");
-        metrics::gauge!("narvault_log_forked").set(1.0);
-        self.lock().forked = Some(fork);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Health> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// Why a round of publishing did not end.
 #[derive(Debug, thiserror::Error)]
@@ -157,13 +77,16 @@ struct Published {
 }
 
 impl Service {
-    /// Publishes until `stop`, or until a fork.
+    /// Publishes until `stop`. After a fork it waits until an operator has cleared the alarm.
     pub(super) async fn log_publisher(self, stop: CancellationToken) {
         let mut published = Published::default();
         loop {
             match self.publish_round(&mut published).await {
                 Ok(()) => {}
-                Err(PublishError::Fork(fork)) => return self.inner.log_health.alarm(fork),
+                Err(PublishError::Fork(fork)) => {
+                    published = Published::default();
+                    self.raise_alarm(&fork, &stop).await;
+                }
                 Err(PublishError::Service(error)) => {
                     let error = &error as &dyn std::error::Error;
                     tracing::warn!(error, "the signature log was not published; trying again");
@@ -224,11 +147,18 @@ impl Service {
             let row = log::checkpoint(&mut connection).await?;
             (log::read(&mut connection).await?, row)
         };
+        if let Some(what) = &state.forked {
+            published.edge = None;
+            self.inner.log_health.alarm(what);
+            return Ok(());
+        }
+        self.inner.log_health.all_clear();
         let size = u64::try_from(state.size).map_err(internal)?;
         let (key_row, key) = self.log_key().await?;
         let standing = row.as_ref().map(|row| opened(&row.note, &key)).transpose()?;
         let standing_size = standing.as_ref().map_or(0, |standing| standing.size);
-        self.inner.log_health.seen(size, standing_size, Instant::now());
+        let waiting_since = self.waiting_since(standing_size, size).await?;
+        self.inner.log_health.seen(size, standing_size, waiting_since);
         if standing_size > size {
             return Err(Fork::Older { place: "the database", published: standing_size, leaves: size }.into());
         }
@@ -270,7 +200,7 @@ impl Service {
         }
         self.commit_log(tx).await?;
         published.edge = Some(next);
-        self.inner.log_health.seen(size, size, Instant::now());
+        self.inner.log_health.seen(size, size, None);
         self.store_checkpoint(published, Some(new.note), &key).await?;
         if let Err(error) = self.remove_partial_tiles(standing_size, size).await {
             let error = &error as &dyn std::error::Error;

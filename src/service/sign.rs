@@ -1,7 +1,5 @@
 //! The one place in the service where the vault is asked to sign.
 
-use std::time::Instant;
-
 use super::{Result, Service, in_place};
 use crate::db::signing_keys::KeyRow;
 use crate::nix::signature::Signature;
@@ -10,7 +8,7 @@ impl Service {
     /// Signs the fingerprint of a verified claim or of a realisation with the key of a cache. Whoever calls
     /// this appends the leaf in the same transaction.
     pub(super) fn sign_fingerprint(&self, key: &KeyRow, fingerprint: &[u8]) -> Result<Signature> {
-        self.inner.log_health.check(Instant::now())?;
+        self.inner.log_health.check(self.inner.clock.now())?;
         let keyring = &self.inner.keyring;
         let sign = || keyring.sign_claim(&key.key, fingerprint);
         // Making a passphrase slot takes a second, and a key that is not open yet waits for it.

@@ -131,7 +131,11 @@ pub const TABLES: &[Table] = &[
         "id",
         "id cache_id object output_hash body signatures contributor_id token_id created_at# void_by",
     ),
-    seeded("log_state", "id", "id# size# frontier* frontier_size# published_beyond# rolled_back_to#"),
+    seeded(
+        "log_state",
+        "id",
+        "id# size# frontier* frontier_size# published_beyond# rolled_back_to# forked_what forked_at#",
+    ),
     table("log_leaves", "idx", "idx# event leaf path_id"),
     table("log_openings", "idx part", "idx# part salt* text"),
     table("log_references", "digest", "digest refs"),

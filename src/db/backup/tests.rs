@@ -73,6 +73,7 @@ on_each_database! {
         let state = Table::named("log_state").unwrap();
         let frontier = serde_json::json!({
             "id": 1, "size": 0, "frontier": null, "frontier_size": 0, "published_beyond": null, "rolled_back_to": -1,
+            "forked_what": "another root", "forked_at": 5,
         });
         let mut tx = test.db.begin(Gate::Exclusive).await.unwrap();
         prepare(&mut tx).await.unwrap();

@@ -3,10 +3,12 @@ mod references;
 
 use std::collections::BTreeMap;
 
+use super::health::{BEHIND_LEAVES_MAX, BEHIND_MAX};
 use super::*;
 use crate::db::log::LogState;
 use crate::db::testing::{NOON, TestDb, on_each_database};
-use crate::service::testing::{self, TestService};
+use crate::service::Call;
+use crate::service::testing::{self, Sample, TestService};
 use crate::time::Clock;
 use crate::tlog::tile_reader::TileReader;
 
@@ -24,6 +26,13 @@ async fn put(service: &Service, name: &str, bytes: &[u8]) {
 
 async fn remove(service: &Service, name: &str) {
     service.inner.storage.delete(&object(name), Duration::from_secs(5)).await.unwrap();
+}
+
+impl Service {
+    /// Publishes every leaf that there is.
+    pub(in crate::service) async fn publish_whole_log(&self) {
+        publish(self, &mut Published::default()).await;
+    }
 }
 
 /// Appends `count` leaves as some future act would.
@@ -238,7 +247,7 @@ on_each_database! {
         let server = TestService::start(test).await;
         let checkpoint = publish(&server.service, &mut Published::default()).await;
         let mut tx = test.db.begin(Gate::Around).await.unwrap();
-        log::advance(&mut tx, &LogState { size: 2, frontier: vec![0; 32], frontier_size: 2, published_beyond: None }).await.unwrap();
+        log::advance(&mut tx, &LogState { size: 2, frontier: vec![0; 32], frontier_size: 2, published_beyond: None, forked: None }).await.unwrap();
         tx.commit().await.unwrap();
 
         let older = Fork::Older { place: "the database", published: checkpoint.size, leaves: 2 };
@@ -257,30 +266,105 @@ on_each_database! {
 
 #[test]
 fn nothing_is_signed_after_a_fork_or_far_behind() {
-    let start = Instant::now();
-    let at = |seconds| start + Duration::from_secs(seconds);
+    let at = |seconds| NOON.plus_seconds(seconds);
     let health = LogHealth::default();
-    assert_eq!(health.check(start), Ok(()));
+    assert_eq!(health.check(NOON), Ok(()));
 
-    health.seen(BEHIND_LEAVES_MAX + 5, 5, start);
-    assert_eq!(health.check(start), Ok(()));
-    health.seen(BEHIND_LEAVES_MAX + 6, 5, at(1));
+    health.seen(BEHIND_LEAVES_MAX + 5, 5, Some(NOON));
+    assert_eq!(health.check(NOON), Ok(()));
+    health.seen(BEHIND_LEAVES_MAX + 6, 5, Some(NOON));
     let leaves = BEHIND_LEAVES_MAX + 1;
     assert_eq!(health.check(at(1)), Err(SigningStopped::Behind { leaves, seconds: 1 }));
 
     // A log that moves on is never long behind, though it never stands still.
     for round in 0..2_000 {
-        health.seen(20_000 + round, 19_999 + round, at(2 + round));
-        assert_eq!(health.check(at(2 + round)), Ok(()));
+        health.seen(20_000 + round, 19_999 + round, Some(at(round as i64)));
+        assert_eq!(health.check(at(2 + round as i64)), Ok(()));
     }
-    let last = 2_001;
-    let late = last + BEHIND_MAX.as_secs();
-    assert_eq!(health.check(at(late)), Ok(()));
+    let late = at(1_999).plus_seconds(BEHIND_MAX.as_secs() as i64);
+    assert_eq!(health.check(late), Ok(()));
     let behind = SigningStopped::Behind { leaves: 1, seconds: BEHIND_MAX.as_secs() };
-    assert_eq!(health.check(at(late) + Duration::from_millis(1)), Err(behind));
-    health.seen(30_000, 30_000, at(5_000));
+    assert_eq!(health.check(late.plus_millis(1)), Err(behind));
+    health.seen(30_000, 30_000, None);
     assert_eq!(health.check(at(9_000)), Ok(()));
 
-    health.alarm(Fork::Root { size: 3 });
-    assert_eq!(health.check(at(9_000)), Err(SigningStopped::Forked(Fork::Root { size: 3 })));
+    health.alarm("another root");
+    assert_eq!(health.check(at(9_000)), Err(SigningStopped::Forked("another root".to_owned())));
+    health.all_clear();
+    assert_eq!(health.check(at(9_000)), Ok(()));
+}
+
+on_each_database! {
+    async fn a_fork_that_one_replica_finds_stops_every_replica_until_it_is_cleared(test: &TestDb) {
+        let server = TestService::start(test).await;
+        let token = server.contributor("alice", "push:main").await;
+        let alice = server.call(&token).await;
+        let samples: Vec<_> = (0..4).map(Sample::numbered).collect();
+        server.push(&alice, &samples[0]).await.unwrap();
+        publish(&server.service, &mut Published::default()).await;
+        let checkpoint = stored(&server.service, "checkpoint").await.unwrap();
+        let stop = CancellationToken::new();
+        let (finder, _) = testing::open(test, &server.clock, testing::vault(test)).await;
+
+        put(&server.service, "checkpoint", b"somebody else's\n").await;
+        let found = fork(&finder, &mut Published::default()).await;
+        finder.raise_alarm(&found, &stop).await;
+
+        // The other replica's publisher has not looked yet: the row stops it.
+        let stopped = |result: Result<crate::service::Published>| match result {
+            Err(Error::Stopped(SigningStopped::Forked(what))) => assert!(what.contains("in storage"), "{what}"),
+            other => panic!("it was signed: {other:?}"),
+        };
+        stopped(server.push(&alice, &samples[1]).await);
+        // What takes something away goes on.
+        let gone = server.contributor("gone", "push:main").await;
+        let gone = server.service.verify_token(&gone, server.clock.now()).unwrap().token;
+        server.service.revoke_token(&server.admin().await, gone, "lost", false).await.unwrap();
+        // A restart forgets nothing.
+        finder.shut_down().await;
+        let (again, _) = testing::open(test, &server.clock, testing::vault(test)).await;
+        again.publish_round(&mut Published::default()).await.unwrap();
+        assert!(again.inner.log_health.check(server.clock.now()).is_err());
+        stopped(server.push(&alice, &samples[1]).await);
+
+        // Cleared without a mend, it is raised again; after one, the log goes on.
+        let admin = server.admin().await;
+        let refused = server.service.clear_log_alarm(&alice, "it is fine").await;
+        assert!(matches!(refused, Err(Error::Forbidden)), "{refused:?}");
+        assert!(server.service.clear_log_alarm(&admin, " ").await.is_err());
+        assert!(server.service.clear_log_alarm(&admin, "looked").await.unwrap().is_some());
+        assert_eq!(server.service.clear_log_alarm(&admin, "looked").await.unwrap(), None);
+        let found = fork(&again, &mut Published::default()).await;
+        again.raise_alarm(&found, &stop).await;
+        put(&server.service, "checkpoint", &checkpoint).await;
+        server.service.clear_log_alarm(&Call::host(), "put back from a mirror").await.unwrap().unwrap();
+        server.push(&alice, &samples[1]).await.unwrap();
+        let published = publish(&again, &mut Published::default()).await;
+        assert_eq!(published.size, leaves(&again).await.len() as u64);
+        again.shut_down().await;
+    }
+
+    async fn a_push_is_refused_while_the_published_log_is_far_behind_and_taken_when_it_has_caught_up(test: &TestDb) {
+        let server = TestService::start(test).await;
+        let token = server.contributor("alice", "push:main").await;
+        let alice = server.call(&token).await;
+        publish(&server.service, &mut Published::default()).await;
+        server.push(&alice, &Sample::numbered(1)).await.unwrap();
+        server.clock.advance_seconds(BEHIND_MAX.as_secs() as i64 + 1);
+        // A replica that was only just started knows how long it has been, and cannot publish: somebody holds storage up.
+        let (fresh, _) = testing::open(test, &server.clock, testing::vault(test)).await;
+        fresh.inner.log_cut.after(0);
+        assert!(fresh.publish_round(&mut Published::default()).await.is_err());
+        let fresh = TestService { service: fresh, clock: server.clock.clone(), admin: server.admin.clone() };
+
+        let refused = fresh.push(&alice, &Sample::numbered(2)).await;
+
+        let seconds = BEHIND_MAX.as_secs() + 1;
+        let is_behind = |error: &Error| matches!(error, Error::Stopped(SigningStopped::Behind { seconds: found, .. }) if *found == seconds);
+        assert!(refused.as_ref().is_err_and(is_behind), "{refused:?}");
+        fresh.service.inner.log_cut.after(usize::MAX);
+        publish(&fresh.service, &mut Published::default()).await;
+        fresh.push(&alice, &Sample::numbered(2)).await.unwrap();
+        fresh.service.shut_down().await;
+    }
 }

@@ -1,7 +1,7 @@
 //! A publisher that dies between any two of its writes, and after each of those of whoever goes on.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::extract::State;
