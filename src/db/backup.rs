@@ -118,6 +118,11 @@ pub fn look_into(table: &Table, line: &str) -> std::result::Result<Option<Tellin
             let Some(sealed) = opened_hex(&row.sealed).map_err(|()| unreadable("sealed"))? else {
                 return Ok(None);
             };
+            // Of a key that a recovery knew from the log alone, which signs nothing. One that signs has to open.
+            let signs = KeyState::parse(&row.state).is_none_or(KeyState::may_sign);
+            if !signs && sealed == sealed.erased() {
+                return Ok(None);
+            }
             let public_key =
                 HEXLOWER.decode(row.public_key.as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
             let key = SealedKey {

@@ -46,6 +46,11 @@ impl KeyState {
         matches!(self, Self::Active | Self::Retiring)
     }
 
+    /// Whether it makes signatures now, or will.
+    pub fn may_sign(self) -> bool {
+        self == Self::Next || self.signs()
+    }
+
     /// Whether clients should trust it.
     pub fn is_trusted(self) -> bool {
         !matches!(self, Self::Compromised | Self::Destroyed)
@@ -67,6 +72,14 @@ pub struct KeyRow {
     /// Whether the secret was made elsewhere, and so may be known elsewhere.
     pub imported: bool,
     pub created_at: Timestamp,
+}
+
+impl KeyRow {
+    /// Whether nothing is left of its seed: it was destroyed, or the log alone knows of the key since a database was
+    /// lost.
+    pub fn is_erased(&self) -> bool {
+        self.key.sealed == self.key.sealed.erased()
+    }
 }
 
 #[derive(sqlx::FromRow)]
@@ -284,6 +297,7 @@ mod tests {
             overwrite_sealed(&mut tx, &row.key.label.id, &erased).await.unwrap();
             let found = by_name(&mut tx, cache, &name).await.unwrap().unwrap();
             assert_eq!(found.key.sealed, erased);
+            assert!(found.is_erased() && !row.is_erased());
             assert_ne!(found.key.sealed, row.key.sealed);
         }
 

@@ -16,6 +16,7 @@ mod worker;
 use serde_json::{Value, json};
 
 pub use self::root_sets::RootSets;
+pub(super) use self::rotation::new_rotation;
 pub use self::rotation::{PublicKeys, Rotation, RotationRequest, StepTime};
 pub(super) use self::succession::chain_of;
 pub use self::succession::{Succession, SuccessionRequest};

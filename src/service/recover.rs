@@ -6,6 +6,7 @@
 
 mod adopt;
 mod effects;
+mod keys;
 mod quarantines;
 mod successions;
 
@@ -56,7 +57,7 @@ struct Said {
     signatures: HashMap<(String, [u8; 64]), SignedLeaf>,
     /// Paths of public caches whose last word was that they are not to be served: cache and store path.
     gone: HashSet<(String, String)>,
-    /// Withdrawals and deletions in private caches, whose paths the leaves do not name.
+    /// Withdrawals, deletions of paths and of caches among private caches, which the leaves do not name.
     hidden_withdrawals: u64,
 }
 

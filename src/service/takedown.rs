@@ -5,12 +5,12 @@
 
 mod carry;
 
-pub(super) use carry::hide;
+pub(super) use carry::{hide, release_entries};
 
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
 use super::audit::Act;

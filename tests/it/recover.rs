@@ -1,7 +1,10 @@
 //! A database that was restored from an older backup revives nothing: it only reads until it has caught up with the
 //! published log.
 
-use narvault::api::PathDelete;
+use narvault::api::{KeyCompromise, KeyCreate, PathDelete, PublicKeysQuery, RotationCreate};
+use narvault::client::ErrorKind;
+use narvault::nix::narinfo::SignedClaim;
+use narvault::nix::signature::PublicKey;
 use narvault::storage::ObjectKey;
 use narvault::tlog::checkpoint::Checkpoint;
 
@@ -236,6 +239,86 @@ async fn what_was_quarantined_since_is_quarantined_again(backend: Backend) {
 }
 
 on_each_spawned_backend!(what_was_quarantined_since_is_quarantined_again);
+
+async fn what_a_lost_key_signed_stays_valid_and_a_compromised_one_is_seen_to(backend: Backend) {
+    let Some(mut server) = TestServer::spawn(backend, &[]).await else {
+        return println!("skipped: {backend:?} is not here");
+    };
+    let ci = server.token("ci", &["push:main"]).await;
+    let (before, after) = (TestPath::new("before", "before"), TestPath::new("after", "after"));
+    ci.http.push("main", &before).await;
+    let old = server.public_key.clone();
+    let old_name = old.split(':').next().unwrap().to_owned();
+    server.restart_after(async |site: &Site| site.back_up_database().await).await;
+
+    // One key comes and the other is found to be known elsewhere, after the backup.
+    let rotation = server.admin().key_rotate("main", &at_once()).await.unwrap();
+    let lost_name = rotation.new_key.unwrap();
+    until("both to sign", async || {
+        let rotation = server.admin().key_rotation("main").await.unwrap();
+        (rotation.step == "wait").then_some(())
+    })
+    .await;
+    let body = KeyCompromise { reason: "the host was broken into".to_owned() };
+    server.admin().key_compromise("main", &old_name, &body).await.unwrap();
+    rotation_ends(&server).await;
+    ci.http.push("main", &after).await;
+    let keys = server.admin().keys("main", &Default::default()).await.unwrap().items;
+    let lost: PublicKey = keys.iter().find(|key| key.name == lost_name).unwrap().public_key.parse().unwrap();
+    everything_is_published(&server, &after).await;
+    let recovered = std::sync::Mutex::new(None);
+    server
+        .restart_after(async |site: &Site| {
+            site.restore_database().await;
+            *recovered.lock().unwrap() = Some(recover(site).await);
+        })
+        .await;
+    let recovered = recovered.into_inner().unwrap().unwrap();
+    assert_eq!(recovered.code, Some(0), "{}", recovered.stderr);
+    assert!(
+        recovered.stdout.contains(&format!("the secret of the key {lost_name} is lost")),
+        "{recovered:?}"
+    );
+
+    // The rotation that the compromise began is begun anew, and comes to its end.
+    rotation_ends(&server).await;
+    let keys = server.admin().public_keys("main", &PublicKeysQuery::default()).await.unwrap();
+    let keys = String::from_utf8(keys).unwrap();
+    assert!(keys.contains(&lost.to_string()) && !keys.contains(&old), "{keys}");
+    for path in [&before, &after] {
+        let signed = SignedClaim::parse(narinfo(&server.http(), path).await.as_bytes()).unwrap();
+        let fingerprint = signed.claim.fingerprint();
+        let by_lost = signed.signatures.iter().any(|one| lost.verify(fingerprint.as_bytes(), one));
+        assert!(by_lost, "{:?}", signed.signatures);
+        assert!(signed.signatures.iter().all(|one| one.name.as_str() != old_name), "{:?}", signed.signatures);
+    }
+    // The name is not given again, and what is pushed now has a signature of the key that took the place.
+    let create = KeyCreate { name: Some(lost_name.clone()), ..KeyCreate::default() };
+    assert_eq!(server.admin().key_create("main", &create).await.unwrap_err().kind(), ErrorKind::Refused);
+    let more = TestPath::new("more", "more");
+    ci.http.push("main", &more).await;
+    let text = narinfo(&server.http(), &more).await;
+    assert!(!text.contains(&lost_name) && !text.contains(&old_name), "{text}");
+    everything_is_published(&server, &more).await;
+    let audited = server.narvault(["log", "audit", "--json"]).await;
+    assert_eq!(audited.code, Some(0), "{audited:?}");
+    server.stop().await;
+}
+
+on_each_spawned_backend!(what_a_lost_key_signed_stays_valid_and_a_compromised_one_is_seen_to);
+
+async fn rotation_ends(server: &TestServer) {
+    until("the rotation to end", async || {
+        let rotation = server.admin().key_rotation("main").await.unwrap();
+        (rotation.kind == "compromise" && rotation.step == "done").then_some(())
+    })
+    .await;
+}
+
+/// To signing at once.
+fn at_once() -> RotationCreate {
+    RotationCreate { publish_days: Some(0), wait_days: Some(30), ..RotationCreate::default() }
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_not_behind_is_left_alone() {

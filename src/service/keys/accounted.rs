@@ -35,8 +35,9 @@ impl Service {
         let mut proven = Vec::new();
         for row in keys {
             let wanted = row.state.is_trusted() || compromised && row.state == KeyState::Compromised;
-            // Of a destroyed key nothing is left to prove with.
-            if !wanted || row.state == KeyState::Destroyed {
+            // Of a destroyed key nothing is left to prove with, nor of one that was lost with a database: that the log
+            // has its public half is what somebody could have written into the rows as well.
+            if !wanted || row.is_erased() {
                 continue;
             }
             self.require_open()?;

@@ -380,7 +380,7 @@ enum Edit {
 }
 
 /// A rotation that begins now, with its first step.
-pub(super) fn new_rotation(
+pub(in crate::service) fn new_rotation(
     id: String,
     cache: &CacheRow,
     kind: RotationKind,

@@ -284,7 +284,7 @@ impl Service {
     }
 
     /// The cache's rotation that is not at its end, locked.
-    pub(super) async fn rotation_under_way(
+    pub(in crate::service) async fn rotation_under_way(
         &self,
         tx: &mut Tx,
         cache: &CacheRow,

@@ -369,7 +369,8 @@ impl Service {
         Ok(())
     }
 
-    /// Makes the key that signs in place of a compromised one, where the vault was sealed when that was said.
+    /// Finds the key that signs in place of a compromised one, or makes one, where the vault was sealed when that was
+    /// said, or a recovery found it in the log.
     async fn make_successor(&self, row: &RotationRow) -> Result<()> {
         self.require_open()?;
         restarting(|| async {
@@ -378,6 +379,10 @@ impl Service {
             self.recheck_open(&mut tx).await?;
             let Some(row) = locked(&mut tx, row).await? else { return Ok(()) };
             let Some(bench) = self.change_bench(&mut tx, row, now).await? else { return Ok(()) };
+            if let Some(standing) = bench.keys.iter().find(|key| key.state == KeyState::Active) {
+                key_rotations::set_new_key(&mut tx, &bench.rotation.id, &standing.key.label.id).await?;
+                return Ok(tx.commit().await?);
+            }
             let source = KeySource::New { name: None };
             let (call, state) = (Call::host(), KeyState::Active);
             let new = self.insert_cache_key(&mut tx, &call, &bench.cache, &source, state, now).await?;

@@ -4,14 +4,13 @@ use super::quarantines::by;
 use super::{Published, Said, SignedLeaf, moment};
 use crate::access::ContributorId;
 use crate::db::paths::{self, PathState};
-use crate::db::signing_keys::{self, KeyState};
 use crate::db::{Gate, Tx, caches, contributors, epoch, restarting, tokens};
 use crate::nix::store_path::StorePath;
 use crate::service::release::Release;
 use crate::service::{Call, Error, Result, Service, takedown};
 use crate::storage::CacheObject;
 use crate::time::Timestamp;
-use crate::tlog::leaf::{CacheLine, Disclosed, Event, KeyEvent, PathLines, Signed, Word};
+use crate::tlog::leaf::{CacheLine, Disclosed, Event, PathLines, Signed, Word};
 
 impl Service {
     /// Does again what these leaves took away.
@@ -47,7 +46,8 @@ impl Service {
             Event::Withdraw(lines) => self.take_away(tx, said, lines, PathState::Withdrawn, one, at).await?,
             Event::Delete(lines) => self.take_away(tx, said, lines, PathState::Deleted, one, at).await?,
             Event::Restore(Disclosed::Open(lines)) => tell_restored(tx, said, lines, now).await?,
-            Event::KeyState(key) => change_key(tx, said, key).await?,
+            Event::KeyCreate(key) => self.keep_lost_key(tx, said, key, at).await?,
+            Event::KeyState(key) => self.change_lost_key(tx, said, key, at).await?,
             Event::CacheDelete(Disclosed::Open(CacheLine { cache: Some(name) })) => {
                 if let Ok(name) = name.as_str().parse()
                     && let Some(cache) = caches::by_name(tx, &name).await?
@@ -55,6 +55,15 @@ impl Service {
                 {
                     said.recovery.caches_deleted += 1;
                 }
+            }
+            Event::CacheDelete(Disclosed::Private(_)) => {
+                // Once its objects leave storage, so do its paths here.
+                said.hidden_withdrawals += 1;
+                said.recovery.lost.push(format!(
+                    "a private cache was deleted at {}, and its leaf does not name it: `narvault cache list` shows \
+                     those that are back; delete it again with `narvault cache delete NAME`",
+                    at.rfc3339()
+                ));
             }
             event => tell_lost(tx, said, event).await?,
         }
@@ -160,31 +169,9 @@ async fn tell_restored(tx: &mut Tx, said: &mut Said, lines: &PathLines, now: Tim
     Ok(())
 }
 
-/// Brings a key into the state that it had, unless that would let it sign more than it does now.
-async fn change_key(tx: &mut Tx, said: &mut Said, event: &KeyEvent) -> Result<()> {
-    let state = event.state.as_ref().and_then(|state| KeyState::parse(state.as_str()));
-    let (Some(state), Ok(name)) = (state, event.key.as_str().parse()) else { return Ok(()) };
-    let Some(key) = signing_keys::named(tx, &name).await? else { return Ok(()) };
-    if key.state != state && (key.state.signs() || !state.signs()) {
-        signing_keys::change_state(tx, &key.key.label.id, key.state, state).await?;
-        said.recovery.keys_changed += 1;
-    }
-    Ok(())
-}
-
 /// What was made since the backup, and whose row nobody has any more.
 async fn tell_lost(tx: &mut Tx, said: &mut Said, event: &Event) -> Result<()> {
     let lost = match event {
-        Event::KeyCreate(key) => {
-            let name = key.key.as_str();
-            let known = match name.parse() {
-                Ok(name) => signing_keys::named(tx, &name).await?.is_some(),
-                Err(_) => true,
-            };
-            (!known).then(|| {
-                format!("the key {name} and its secret are lost; make another one, and have its clients trust that")
-            })
-        }
         Event::CacheCreate(Disclosed::Open(CacheLine { cache: Some(name) })) => {
             let known = match name.as_str().parse() {
                 Ok(name) => caches::by_name(tx, &name).await?.is_some(),
@@ -208,6 +195,29 @@ async fn tell_lost(tx: &mut Tx, said: &mut Said, event: &Event) -> Result<()> {
         Event::PolicyChange(_) => {
             Some("settings of a cache or a contributor were changed; compare them".to_owned())
         }
+        Event::Restore(Disclosed::Private(_)) => Some(
+            "a path of a private cache was restored from a quarantine, and its leaf does not name it; \
+             `narvault quarantine list` shows what is withdrawn now"
+                .to_owned(),
+        ),
+        Event::Realisation(signed) => Some(match &signed.claim {
+            Disclosed::Open(claim) => format!(
+                "a build trace entry of {} in {} is lost if it was pushed after the backup; push it again",
+                claim.path, claim.cache
+            ),
+            Disclosed::Private(_) => "build trace entries of a private cache are lost if they were pushed after \
+                                      the backup; push them again"
+                .to_owned(),
+        }),
+        Event::Conflict(Disclosed::Open(lines)) => Some(format!(
+            "another claim for {} of {} was refused as a conflict, and the row that tells of it is lost; the leaf names \
+             who made it",
+            lines.path, lines.cache
+        )),
+        Event::Conflict(Disclosed::Private(_)) => Some(
+            "another claim for a path of a private cache was refused as a conflict, and the row that tells of it is lost"
+                .to_owned(),
+        ),
         _ => None,
     };
     said.recovery.lost.extend(lost);

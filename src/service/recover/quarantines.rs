@@ -3,7 +3,8 @@
 //!
 //! A withdrawn path is held by a quarantine of its own, whoever's it was, so that nothing that vouched for it counts, that
 //! consumers are told of it, and that it can be restored. A contributor is quarantined from the leaf's moment on: an
-//! earlier one is for who remembers it. Done again, none of it is done twice.
+//! earlier one is for who remembers it. Their build trace entries, which no leaf withdraws, are void from the beginning.
+//! Done again, none of it is done twice.
 
 use super::effects::REASON;
 use super::{Published, Said};
@@ -14,8 +15,9 @@ use crate::db::contributors::ContributorRow;
 use crate::db::evidence;
 use crate::db::paths::PathRow;
 use crate::db::quarantines::{self, By, QuarantineRow, Subject};
+use crate::db::realisations;
 use crate::db::withdrawals::{self, Cause, NewWithdrawal};
-use crate::service::{Result, Service};
+use crate::service::{Result, Service, takedown};
 use crate::time::Timestamp;
 
 impl Service {
@@ -34,8 +36,10 @@ impl Service {
                 let subject = Subject::Contributor(contributor.id);
                 let new = self.quarantine_row(subject, name.to_string(), by(one), at);
                 // Tokens that they issued and that died with theirs have leaves of their own.
-                quarantines::insert(tx, &QuarantineRow { since: at, keep_issued: true, ..new }).await?;
+                let new = QuarantineRow { keep_issued: true, ..new };
+                quarantines::insert(tx, &QuarantineRow { since: at, ..new.clone() }).await?;
                 said.recovery.quarantines += 1;
+                void_entries(tx, said, &new).await?;
             }
             Some(row) if row.reason == REASON && row.begun_at == at => {}
             Some(_) => {
@@ -111,6 +115,28 @@ impl Service {
     }
 }
 
+/// Voids every build trace entry of whoever is quarantined, from the beginning: no leaf tells which ones were void, and
+/// one too many is pushed again, or restored, while one too few leads to what an attacker made.
+async fn void_entries(tx: &mut Tx, said: &mut Said, quarantine: &QuarantineRow) -> Result<()> {
+    let (mut count, now) = (0, quarantine.begun_at);
+    loop {
+        let entries = realisations::void(tx, quarantine, ENTRIES_AT_ONCE).await?;
+        if entries.is_empty() {
+            break;
+        }
+        count += entries.len();
+        takedown::release_entries(tx, entries, now).await?;
+    }
+    if count > 0 {
+        said.recovery.lost.push(format!(
+            "all {count} build trace entries of {name} are void now, also those from before the quarantine; \
+             `narvault contributor restore {name} --reason TEXT` has them count again",
+            name = quarantine.name
+        ));
+    }
+    Ok(())
+}
+
 /// The quarantine of this subject that stands.
 async fn standing(tx: &mut Tx, subject: &Subject) -> Result<Option<QuarantineRow>> {
     Ok(quarantines::newest_of(tx, subject).await?.filter(|row| row.restored_at.is_none()))
@@ -122,6 +148,9 @@ pub(super) fn by(one: &Published) -> By {
     let token = one.leaf.token.as_ref()?.as_str().parse::<TokenId>().ok()?;
     Some((contributor, token))
 }
+
+/// Build trace entries that are voided in one step.
+const ENTRIES_AT_ONCE: i64 = 200;
 
 /// Pieces of evidence for one path that are voided in one step.
 const EVIDENCE_AT_ONCE: i64 = 200;
