@@ -26,15 +26,26 @@ pub enum Gate {
 /// A write transaction. Dropped without [`Tx::commit`], it never happened.
 pub struct Tx {
     inner: Transaction<'static, Any>,
+    #[cfg(test)]
+    cut: std::sync::Arc<super::testing::Cut>,
 }
 
 impl Tx {
-    pub(super) fn new(inner: Transaction<'static, Any>) -> Self {
-        Self { inner }
+    pub(super) fn new(
+        inner: Transaction<'static, Any>,
+        #[cfg(test)] cut: std::sync::Arc<super::testing::Cut>,
+    ) -> Self {
+        Self {
+            inner,
+            #[cfg(test)]
+            cut,
+        }
     }
 
     /// Makes it so. An error leaves open whether it happened, as with any database.
     pub async fn commit(self) -> Result<()> {
+        #[cfg(test)]
+        self.cut.pass().map_err(|_| sqlx::Error::WorkerCrashed)?;
         Ok(self.inner.commit().await?)
     }
 }

@@ -75,6 +75,9 @@ macro_rules! postgres_begin {
 pub struct Db {
     writer: AnyPool,
     reader: AnyPool,
+    /// Ends this replica before one of its commits.
+    #[cfg(test)]
+    pub(crate) cut: std::sync::Arc<super::testing::Cut>,
 }
 
 impl Db {
@@ -94,7 +97,7 @@ impl Db {
         } else {
             postgres_begin!(gate, "")
         };
-        Ok(Tx::new(self.writer.begin_with(statement).await?))
+        Ok(self.tx(self.writer.begin_with(statement).await?))
     }
 
     /// The same, but a power failure may take the commit back until a later one of [`Db::begin`] is on the disk;
@@ -106,7 +109,7 @@ impl Db {
         } else {
             postgres_begin!(gate, "SET LOCAL synchronous_commit = off; ")
         };
-        Ok(Tx::new(self.writer.begin_with(statement).await?))
+        Ok(self.tx(self.writer.begin_with(statement).await?))
     }
 
     /// A transaction that only reads, and sees all rows as they are at its first statement, however long it takes. It
@@ -118,7 +121,15 @@ impl Db {
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
              SET LOCAL idle_in_transaction_session_timeout = '10min'"
         };
-        Ok(Tx::new(self.reader.begin_with(statement).await?))
+        Ok(self.tx(self.reader.begin_with(statement).await?))
+    }
+
+    fn tx(&self, inner: sqlx::Transaction<'static, sqlx::Any>) -> Tx {
+        Tx::new(
+            inner,
+            #[cfg(test)]
+            self.cut.clone(),
+        )
     }
 
     /// A connection for reading.
@@ -174,7 +185,12 @@ async fn open_sqlite(path: &Path) -> std::result::Result<Db, OpenError> {
         .connect(&url)
         .await
         .map_err(OpenError::Connect)?;
-    Ok(Db { writer, reader })
+    Ok(Db {
+        writer,
+        reader,
+        #[cfg(test)]
+        cut: std::sync::Arc::default(),
+    })
 }
 
 async fn open_postgres(url: &Url, connections_max: u32) -> std::result::Result<Db, OpenError> {
@@ -203,7 +219,12 @@ async fn open_postgres(url: &Url, connections_max: u32) -> std::result::Result<D
     let writer = pool(connections_max.saturating_sub(readers).max(1)).await.map_err(OpenError::Connect)?;
     migrate(&POSTGRES, &writer).await?;
     let reader = pool(readers).await.map_err(OpenError::Connect)?;
-    Ok(Db { writer, reader })
+    Ok(Db {
+        writer,
+        reader,
+        #[cfg(test)]
+        cut: std::sync::Arc::default(),
+    })
 }
 
 /// Runs what is missing. On Postgres the migrator holds an advisory lock meanwhile.

@@ -2,7 +2,7 @@
 //! `NARVAULT_TEST_POSTGRES` names a server on which databases may be made.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use tempfile::TempDir;
 use url::Url;
@@ -29,6 +29,33 @@ pub const NOON: Timestamp = Timestamp(1_795_353_000_000);
 
 /// A public key that is a point of the curve.
 pub const PUBLIC_KEY: &str = "6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
+
+/// How many commits, or writes, a replica gets to do before it is dead.
+pub struct Cut(AtomicUsize);
+
+impl Cut {
+    /// It dies before the one after the next `count`.
+    pub fn after(&self, count: usize) {
+        self.0.store(count, Ordering::SeqCst);
+    }
+
+    /// Whether it is dead, or would be before the next one.
+    pub fn is_dead(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == 0
+    }
+
+    /// Counts one. The error: it is dead.
+    pub fn pass(&self) -> std::result::Result<(), &'static str> {
+        let left = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        left.map(drop).map_err(|_| "the replica is dead")
+    }
+}
+
+impl Default for Cut {
+    fn default() -> Self {
+        Self(AtomicUsize::new(usize::MAX))
+    }
+}
 
 /// An empty, migrated database.
 pub struct TestDb {

@@ -178,7 +178,7 @@ struct Inner {
     door: Door,
     log_health: LogHealth,
     #[cfg(test)]
-    log_cut: log_writes::Cut,
+    log_cut: crate::db::testing::Cut,
     /// Set where the database is older than what was published from it.
     rollback: OnceLock<Rollback>,
     watch: Watch,
@@ -257,7 +257,7 @@ impl Service {
             door: Door::new(vault),
             log_health: LogHealth::default(),
             #[cfg(test)]
-            log_cut: log_writes::Cut::default(),
+            log_cut: crate::db::testing::Cut::default(),
             rollback: OnceLock::new(),
             watch: Watch::new(witnesses).map_err(|error| Error::Internal(error.into()))?,
             backups,

@@ -227,3 +227,6 @@ fn internal(error: impl std::error::Error + Send + Sync + 'static) -> Error {
 
 /// Rows that are changed behind one exclusive gate.
 const AT_ONCE: usize = 200;
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,8 @@
 //!
 //! Batches are of three rows here.
 
+mod cuts;
+
 use std::sync::Arc;
 use std::time::Duration;
 
