@@ -52,6 +52,8 @@ pub struct QuarantineOutcome {
     pub changed: bool,
     /// Whether all of it is carried through; otherwise the server goes on by itself.
     pub finished: bool,
+    /// Paths that are still to be withdrawn, as far as can be told while the server is at it; 0 once it is finished.
+    pub paths_left: u64,
     /// Narinfos that are still to be removed from storage. They are served by no replica any more.
     pub narinfos_left: u64,
     /// Tokens that died by this call, or would, by their ids; at most 1 000 of a dry run.
@@ -91,6 +93,8 @@ pub struct RestoreOutcome {
     pub changed: bool,
     /// Whether all of it is carried through; otherwise the server goes on by itself.
     pub finished: bool,
+    /// Paths that are still to be brought back, as far as can be told while the server is at it; 0 once it is finished.
+    pub paths_left: u64,
     /// Narinfos that are still to be written to storage. Every replica serves them already.
     pub narinfos_left: u64,
     /// Paths that are back as they were.

@@ -75,7 +75,7 @@ pub async fn quarantine(
             "add `--dependents` to withdraw them too",
         );
     }
-    unfinished(outcome.finished, outcome.narinfos_left, "removed from")
+    unfinished(outcome.finished, outcome.paths_left, outcome.narinfos_left, ["withdrawn", "removed from"])
 }
 
 /// Ends a quarantine by `call`.
@@ -89,18 +89,34 @@ pub async fn restore(
     if !outcome.changed {
         context.printer.note("it was restored before");
     }
-    unfinished(outcome.finished, outcome.narinfos_left, "written to")
+    unfinished(outcome.finished, outcome.paths_left, outcome.narinfos_left, ["brought back", "written to"])
 }
 
-/// Fails where the server has not ended its work within the time of a call.
-fn unfinished(finished: bool, narinfos_left: u64, what: &str) -> Result<(), Failure> {
-    let failure = match (finished, narinfos_left) {
-        (true, 0) => return Ok(()),
-        (false, _) => Failure::new(Exit::Failure, "the server is still at it; it goes on by itself"),
-        (true, left) => {
-            Failure::new(Exit::Failure, format!("{left} narinfos are still to be {what} storage"))
-        }
+/// Fails where the server has not ended its work within the time of a call, and says how much is left of it: what of
+/// paths, and what of narinfos.
+fn unfinished(
+    finished: bool,
+    paths_left: u64,
+    narinfos_left: u64,
+    [of_paths, of_narinfos]: [&str; 2],
+) -> Result<(), Failure> {
+    let narinfos = match narinfos_left {
+        0 => None,
+        1 => Some(format!("1 narinfo is still to be {of_narinfos} storage")),
+        left => Some(format!("{left} narinfos are still to be {of_narinfos} storage")),
     };
+    let paths = match (finished, paths_left) {
+        (true, _) => None,
+        // What is left then are tokens, build trace entries, or the end itself.
+        (false, 0) => Some("the server is still at it".to_owned()),
+        (false, 1) => Some(format!("1 path is still to be {of_paths}")),
+        (false, left) => Some(format!("{left} paths are still to be {of_paths}")),
+    };
+    let left: Vec<String> = paths.into_iter().chain(narinfos).collect();
+    if left.is_empty() {
+        return Ok(());
+    }
+    let failure = Failure::new(Exit::Failure, format!("{}; the server goes on by itself", left.join(", ")));
     Err(failure.hint("run the same command again to wait for the rest"))
 }
 
@@ -166,6 +182,7 @@ mod tests {
             subject: "alice".into(),
             changed: true,
             finished: true,
+            paths_left: 0,
             narinfos_left: 0,
             tokens: vec!["t-1".into()],
             evidence: paths,
@@ -188,9 +205,21 @@ mod tests {
 
     #[test]
     fn what_is_left_is_a_failure_that_names_the_number() {
-        assert!(unfinished(true, 0, "removed from").is_ok());
-        let failure = unfinished(true, 3, "removed from").unwrap_err().to_string();
-        assert!(failure.contains("3 narinfos are still to be removed from storage"), "{failure}");
-        assert!(unfinished(false, 0, "removed from").is_err());
+        let words = ["withdrawn", "removed from"];
+        assert!(unfinished(true, 0, 0, words).is_ok());
+        for (finished, paths, narinfos, expected) in [
+            (true, 0, 3, "3 narinfos are still to be removed from storage; the server goes on by itself"),
+            (false, 12, 0, "12 paths are still to be withdrawn; the server"),
+            (
+                false,
+                1,
+                1,
+                "1 path is still to be withdrawn, 1 narinfo is still to be removed from storage; the server",
+            ),
+            (false, 0, 0, "the server is still at it; the server goes on"),
+        ] {
+            let failure = unfinished(finished, paths, narinfos, words).unwrap_err().to_string();
+            assert!(failure.starts_with(expected), "{failure}");
+        }
     }
 }

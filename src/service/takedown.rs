@@ -97,6 +97,8 @@ pub struct Quarantined {
     pub withdrawn: Vec<WithdrawalRow>,
     /// Published paths that refer to withdrawn ones: how many, and the first of them as cache and base name.
     pub dependents: (u64, Vec<(String, String)>),
+    /// Paths that are still to be withdrawn, as far as can be told; 0 once it is done.
+    pub paths_left: u64,
     /// Narinfos that are still to be removed from storage.
     pub narinfos_left: u64,
 }
@@ -110,6 +112,8 @@ pub struct Restored {
     pub counts: Counts,
     /// The first of the paths that did not come back.
     pub left: Vec<WithdrawalRow>,
+    /// Withdrawn paths that it has not looked at yet; 0 once it is done.
+    pub paths_left: u64,
     /// Narinfos that are still to be written to storage.
     pub narinfos_left: u64,
 }
@@ -152,13 +156,15 @@ impl Service {
         let mut connection = self.inner.db.read().await?;
         let row = quarantines::by_id(&mut connection, &row.id).await?.ok_or(Error::NotFound("quarantine"))?;
         let first = PageBounds { after: None, limit: TAKEN_NAMED_MAX, descending: false };
+        let dependents = withdrawals::dependents_published(&mut connection, &row.id, TAKEN_NAMED_MAX).await?;
         Ok(Quarantined {
+            paths_left: paths_left(&mut connection, &row, dependents.0).await?,
             changed,
             tokens,
             evidence: evidence::count_voided_by(&mut connection, &row.id).await?,
             counts: withdrawals::counts(&mut connection, &row.id).await?,
             withdrawn: withdrawals::list(&mut connection, &row.id, &first).await?,
-            dependents: withdrawals::dependents_published(&mut connection, &row.id, TAKEN_NAMED_MAX).await?,
+            dependents,
             narinfos_left,
             row,
         })
@@ -197,9 +203,12 @@ impl Service {
         let narinfos_left = self.narinfos_left(&row.id, deadline).await?;
         let mut connection = self.inner.db.read().await?;
         let row = quarantines::by_id(&mut connection, &row.id).await?.ok_or(Error::NotFound("quarantine"))?;
+        let counts = withdrawals::counts(&mut connection, &row.id).await?;
+        let is_done = row.restored_at.is_some();
         Ok(Restored {
             changed,
-            counts: withdrawals::counts(&mut connection, &row.id).await?,
+            counts,
+            paths_left: if is_done { 0 } else { counts.evidence + counts.dependents },
             left: withdrawals::left(&mut connection, &row.id, TAKEN_NAMED_MAX).await?,
             narinfos_left,
             row,
@@ -298,7 +307,7 @@ impl Service {
             "dependents": row.dependents,
             "keep_issued": row.keep_issued,
         });
-        self.tell_contributor(&mut tx, call, &row, EventKind::ContributorQuarantined, &detail).await?;
+        self.tell(&mut tx, call, &row, false, &detail).await?;
         self.record(&mut tx, call, vec![act(target.acts().0, &row, detail)], now).await?;
         tx.commit().await?;
         tracing::warn!(
@@ -346,7 +355,7 @@ impl Service {
         }
         quarantines::begin_restore(&mut tx, &row.id, reason, by(call), now).await?;
         let detail = json!({ "quarantine": row.id, "reason": reason, "restored": true });
-        self.tell_contributor(&mut tx, call, &row, EventKind::ContributorRestored, &detail).await?;
+        self.tell(&mut tx, call, &row, true, &detail).await?;
         self.record(&mut tx, call, vec![act(target.acts().1, &row, detail)], now).await?;
         tx.commit().await?;
         tracing::warn!(
@@ -358,19 +367,41 @@ impl Service {
         Ok((row, true))
     }
 
-    /// Tells webhooks of what happens to a contributor; tokens that die are told by themselves.
-    async fn tell_contributor(
+    /// Tells webhooks that a quarantine, or its restoration where `restored`, begins; tokens that die are told by
+    /// themselves.
+    async fn tell(
         &self,
         tx: &mut Tx,
         call: &Call,
         row: &QuarantineRow,
-        kind: EventKind,
-        detail: &serde_json::Value,
+        restored: bool,
+        detail: &Value,
     ) -> Result<()> {
-        let Subject::Contributor(id) = row.subject else { return Ok(()) };
-        let contributor = contributors::by_id(tx, id).await?.ok_or(Error::NotFound("contributor"))?;
-        let event = Event::Contributor { kind, contributor: &contributor, detail: detail.clone() };
-        self.emit(tx, call, event, self.inner.clock.now()).await
+        let (mut detail, now) = (detail.clone(), self.inner.clock.now());
+        let kind = |quarantined, back| if restored { back } else { quarantined };
+        let (kind, subject) = match &row.subject {
+            Subject::Contributor(id) => {
+                let row = contributors::by_id(tx, *id).await?.ok_or(Error::NotFound("contributor"))?;
+                let kind = kind(EventKind::ContributorQuarantined, EventKind::ContributorRestored);
+                let event = Event::Contributor { kind, contributor: &row, detail };
+                return self.emit(tx, call, event, now).await;
+            }
+            Subject::Token(id) => {
+                let row = tokens::by_id(tx, *id).await?.ok_or(Error::NotFound("token"))?;
+                let subject =
+                    json!({ "token_id": id.to_string(), "contributor_id": row.contributor.to_string() });
+                (kind(EventKind::TokenQuarantined, EventKind::TokenRestored), subject)
+            }
+            Subject::Path(_) => {
+                let (cache, base_name) = row.name.split_once('/').unwrap_or(("", &row.name));
+                let subject = json!({ "cache": cache, "store_path": format!("/nix/store/{base_name}") });
+                (kind(EventKind::PathQuarantined, EventKind::PathRestored), subject)
+            }
+        };
+        if let (Value::Object(detail), Value::Object(subject)) = (&mut detail, subject) {
+            detail.extend(subject);
+        }
+        self.emit(tx, call, Event::Takedown { kind, detail }, now).await
     }
 
     /// Carries a quarantine through in a task of its own, which goes on when the caller has gone, and waits for it
@@ -437,6 +468,18 @@ async fn resolve(connection: &mut Connection, target: &TakedownTarget) -> Result
             Ok((Subject::Path(path.id), format!("{}/{}", cache.name, path.claim.path.base_name())))
         }
     }
+}
+
+/// How many paths a quarantine that is under way has still to withdraw: those that rest on evidence which it has not
+/// voided yet, and by choice what refers to them or to those that are withdrawn. What refers to both counts once.
+async fn paths_left(connection: &mut Connection, row: &QuarantineRow, dependents: u64) -> Result<u64> {
+    if row.done_at.is_some() {
+        return Ok(0);
+    }
+    let scope = Scope { subject: &row.subject, since: row.since, keep_issued: row.keep_issued };
+    let left = impact::of(connection, scope, 1).await?;
+    let dependents = if row.dependents { left.dependents.0.max(dependents) } else { 0 };
+    Ok(left.doomed.0 + dependents)
 }
 
 fn by(call: &Call) -> By {

@@ -279,6 +279,7 @@ fn dry_view(found: WhatIf) -> QuarantineOutcome {
         subject: name,
         changed: false,
         finished: false,
+        paths_left: 0,
         narinfos_left: 0,
         tokens: tokens.iter().map(ToString::to_string).collect(),
         evidence: impact.evidence,
@@ -291,14 +292,15 @@ fn dry_view(found: WhatIf) -> QuarantineOutcome {
 }
 
 fn outcome_view(done: Quarantined) -> QuarantineOutcome {
-    let Quarantined { row, changed, tokens, evidence, counts, withdrawn, dependents, narinfos_left } = done;
+    let Quarantined { row, changed, tokens, evidence, counts, withdrawn, dependents, .. } = done;
     let standing = withdrawn.into_iter().filter(|one| one.ended_how.is_none());
     QuarantineOutcome {
         kind: row.subject.kind().to_owned(),
         subject: row.name,
         changed,
         finished: row.done_at.is_some(),
-        narinfos_left,
+        paths_left: done.paths_left,
+        narinfos_left: done.narinfos_left,
         tokens: tokens.iter().map(ToString::to_string).collect(),
         evidence,
         paths: counts.evidence + counts.dependents,
@@ -311,7 +313,7 @@ fn outcome_view(done: Quarantined) -> QuarantineOutcome {
 }
 
 fn restored_view(done: Restored) -> RestoreOutcome {
-    let Restored { row, changed, counts, left, narinfos_left } = done;
+    let Restored { row, changed, counts, left, paths_left, narinfos_left } = done;
     let left_path = |one: WithdrawalRow| LeftPath {
         why: one.fate().as_str().to_owned(),
         cache: one.cache,
@@ -322,6 +324,7 @@ fn restored_view(done: Restored) -> RestoreOutcome {
         subject: row.name,
         changed,
         finished: row.restored_at.is_some(),
+        paths_left,
         narinfos_left,
         restored: counts.restored,
         left: counts.left,

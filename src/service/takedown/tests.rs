@@ -209,6 +209,8 @@ on_each_database! {
         server.service.revoke_of(&row).await.unwrap();
         let step = server.service.carry_on(&row.id, NOON).await.unwrap();
         assert!(matches!(step, Step::More(_)));
+        let row = quarantines::by_id(&mut test.db.read().await.unwrap(), &row.id).await.unwrap().unwrap();
+        assert_eq!(paths_left(&mut test.db.read().await.unwrap(), &row, 0).await.unwrap(), 3);
         let gone = states(&server, &samples).await.iter().filter(|state| **state == "withdrawn").count();
         assert_eq!(gone, 3, "a batch is whole");
 

@@ -25,15 +25,23 @@ pub enum EventKind {
     KeyCreated,
     PathConflict,
     PathPublished,
+    PathQuarantined,
+    PathRestored,
+    TokenQuarantined,
+    TokenRestored,
     TokenRevoked,
 }
 
 impl EventKind {
     /// All of them, as they are listed.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 13] = [
         Self::PathPublished,
         Self::PathConflict,
+        Self::PathQuarantined,
+        Self::PathRestored,
         Self::TokenRevoked,
+        Self::TokenQuarantined,
+        Self::TokenRestored,
         Self::ContributorSuspended,
         Self::ContributorResumed,
         Self::ContributorQuarantined,
@@ -56,6 +64,10 @@ impl EventKind {
             Self::KeyCreated => "key.created",
             Self::PathConflict => "path.conflict",
             Self::PathPublished => "path.published",
+            Self::PathQuarantined => "path.quarantined",
+            Self::PathRestored => "path.restored",
+            Self::TokenQuarantined => "token.quarantined",
+            Self::TokenRestored => "token.restored",
             Self::TokenRevoked => "token.revoked",
         }
     }
@@ -99,6 +111,11 @@ pub(in crate::service) enum Event<'a> {
         cache: &'a CacheRow,
         claims: Vec<&'a Claim>,
     },
+    /// A token or a path was quarantined or restored; `detail` is a JSON object that names it.
+    Takedown {
+        kind: EventKind,
+        detail: Value,
+    },
     TokenRevoked {
         tokens: &'a [TokenId],
         reason: &'a str,
@@ -108,7 +125,7 @@ pub(in crate::service) enum Event<'a> {
 impl Event<'_> {
     fn kind(&self) -> EventKind {
         match self {
-            Self::Contributor { kind, .. } => *kind,
+            Self::Contributor { kind, .. } | Self::Takedown { kind, .. } => *kind,
             Self::Key { before: None, .. } => EventKind::KeyCreated,
             Self::Key { before: Some(_), .. } => EventKind::KeyChanged,
             Self::PathConflict { .. } => EventKind::PathConflict,
@@ -120,7 +137,7 @@ impl Event<'_> {
     /// Whether nothing happened.
     fn is_empty(&self) -> bool {
         match self {
-            Self::Contributor { .. } | Self::Key { .. } => false,
+            Self::Contributor { .. } | Self::Key { .. } | Self::Takedown { .. } => false,
             Self::PathConflict { claims, .. } => claims.is_empty(),
             Self::PathPublished { claims, .. } => claims.is_empty(),
             Self::TokenRevoked { tokens, .. } => tokens.is_empty(),
@@ -161,6 +178,7 @@ impl Event<'_> {
                 });
                 of_cache(cache, claims.len(), told.collect())
             }
+            Self::Takedown { detail, .. } => detail.clone(),
             Self::TokenRevoked { tokens, reason } => {
                 let told: Vec<String> = tokens.iter().take(LISTED_MAX).map(ToString::to_string).collect();
                 json!({ "count": tokens.len(), "token_ids": told, "reason": reason })

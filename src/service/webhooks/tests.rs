@@ -150,6 +150,39 @@ on_each_database! {
         assert_eq!((&told["contributor"], &told["reason"]), (&"ci".into(), &"broken into".into()), "{told}");
     }
 
+    async fn a_quarantine_of_a_token_and_of_a_path_and_their_ends_are_told(test: &TestDb) {
+        let server = TestService::start(test).await;
+        let receiver = Receiver::start().await;
+        let (token, sample) = (pusher(&server).await, Sample::numbered(1));
+        server.push(&server.call(&token).await, &sample).await.unwrap();
+        let kinds = [
+            EventKind::TokenQuarantined,
+            EventKind::TokenRestored,
+            EventKind::PathQuarantined,
+            EventKind::PathRestored,
+        ];
+        hook(&server, &receiver, &kinds).await;
+        let id = server.service.verify_token(&token, server.clock.now()).unwrap().token;
+        let path = TakedownTarget::Path("main".parse().unwrap(), sample.path.hash());
+        let (admin, token) = (server.admin().await, TakedownTarget::Token(id));
+        let asked = QuarantineRequest { reason: "broken into".to_owned(), ..QuarantineRequest::default() };
+
+        for target in [&token, &path] {
+            server.service.quarantine(&admin, target, &asked).await.unwrap();
+            deliver(&server).await;
+            server.service.restore(&admin, target, "false alarm").await.unwrap();
+            deliver(&server).await;
+        }
+
+        assert_eq!(receiver.kinds(), kinds.map(EventKind::as_str));
+        let got = receiver.got();
+        assert_eq!(got[0].body["data"]["token_id"], id.to_string());
+        let told = &got[2].body["data"];
+        let expected = (&"main".into(), &sample.path.to_string().into(), &"broken into".into());
+        assert_eq!((&told["cache"], &told["store_path"], &told["reason"]), expected, "{told}");
+        assert_eq!(got[3].body["data"]["reason"], "false alarm");
+    }
+
     async fn a_publication_is_told_once_signed_and_by_whom(test: &TestDb) {
         let server = TestService::start(test).await;
         let receiver = Receiver::start().await;
