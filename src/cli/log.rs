@@ -8,6 +8,7 @@ mod follow;
 mod mirror;
 mod objects;
 pub(super) mod place;
+pub(super) mod prove;
 pub(super) mod reader;
 mod seen;
 
@@ -15,19 +16,22 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use self::place::{LogPlace, Trust};
+use self::prove::{LeafArg, Wanted};
 use self::reader::{LogReader, contradiction};
 use super::Context;
 use super::args::PathArg;
 use super::failure::{Exit, Failure};
 use super::text::Fields;
 use crate::api::PathProofQuery;
+use crate::nix::signature::Signature;
+use crate::tlog::checkpoint::Checkpoint;
 use crate::tlog::frontier::Frontier;
 use crate::tlog::hash::NodeHash;
 use crate::tlog::tile::TILE_WIDTH;
 
 #[derive(Debug, Subcommand)]
 pub enum LogCommand {
-    /// Show one leaf: who caused a signature, with which token, when
+    /// Show leaves: who caused a signature, with which token, when, and what became of a path
     Show(ShowArgs),
     /// Show new leaves as they come
     Follow(follow::FollowArgs),
@@ -63,12 +67,23 @@ pub struct ShowArgs {
 )]
 pub struct ProofArgs {
     /// The cache's name
-    cache: String,
+    #[arg(required_unless_present = "signature")]
+    cache: Option<String>,
     /// `/nix/store/…`, its base name, or its 32-character hash
-    path: PathArg,
+    #[arg(required_unless_present = "signature")]
+    path: Option<PathArg>,
     /// The signature of the key of this name [default: the one that was made last]
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
+    /// This signature, as it stands after `Sig: `, instead of a path's newest
+    #[arg(long, value_name = "NAME:BASE64", conflicts_with_all = ["cache", "path", "key"])]
+    signature: Option<Signature>,
+    /// Make the proof from the log's files, also of a path that is withdrawn: a server, a mirror's address or folder, or a
+    /// bucket [default: the server in use makes it]
+    #[arg(long, value_name = "URL|FOLDER")]
+    from: Option<String>,
+    #[command(flatten)]
+    trust: Trust,
 }
 
 #[derive(Debug, Args)]
@@ -102,27 +117,77 @@ struct LeafAnswer {
     size: u64,
 }
 
+async fn proof(args: ProofArgs, context: &Context) -> Result<(), Failure> {
+    let by_server = args.from.is_none() && !args.trust.is_given();
+    let proof = match (args.cache, args.path) {
+        (Some(cache), Some(path)) if by_server => {
+            let query = PathProofQuery { key: args.key };
+            let proof = context.client()?.path_proof(&cache, path.0.as_str(), &query).await?;
+            String::from_utf8_lossy(&proof).into_owned()
+        }
+        (cache, path) => {
+            let wanted = Wanted { cache, path, key: args.key, signature: args.signature };
+            let place = LogPlace::open(args.from.as_deref(), context).await?;
+            prove::prove(&place, &args.trust, &wanted).await?.encode()
+        }
+    };
+    context.printer.data(&proof)
+}
+
 async fn show(args: ShowArgs, context: &Context) -> Result<(), Failure> {
     let place = LogPlace::open(args.from.as_deref(), context).await?;
     let (checkpoint, _) = place.checkpoint(&place.policy(&args.trust).await?).await?;
-    if args.index >= checkpoint.size {
-        let what = format!("the log has no leaf {} yet; it has {}", args.index, checkpoint.size);
+    let mut reader = LogReader::open(&place, &checkpoint).await?.map_err(contradiction)?;
+    let wanted = match args.leaf {
+        LeafArg::Index(index) => return show_one(index, reader, checkpoint, context).await,
+        LeafArg::Path(path) => Wanted { path: Some(path), ..Wanted::default() },
+        LeafArg::Signature(signature) => Wanted { signature: Some(signature), ..Wanted::default() },
+    };
+    let found = prove::leaves(&mut reader, &wanted).await?;
+    if found.is_empty() {
+        return Err(prove::nothing(checkpoint.size));
+    }
+    let answers: Vec<LeafAnswer> = found
+        .into_iter()
+        .map(|(index, leaf)| LeafAnswer {
+            index,
+            leaf: String::from_utf8_lossy(&leaf).into_owned(),
+            origin: checkpoint.origin.clone(),
+            size: checkpoint.size,
+        })
+        .collect();
+    context.printer.answer(&answers, |answers| {
+        let text = |answer: &LeafAnswer| format!("leaf {}\n{}", answer.index, leaf_text(answer));
+        answers.iter().map(text).collect::<Vec<_>>().join("\n")
+    })
+}
+
+async fn show_one(
+    index: u64,
+    mut reader: LogReader<'_>,
+    checkpoint: Checkpoint,
+    context: &Context,
+) -> Result<(), Failure> {
+    if index >= checkpoint.size {
+        let what = format!("the log has no leaf {index} yet; it has {}", checkpoint.size);
         return Err(Failure::new(Exit::Failure, what).hint("leaves are counted from 0"));
     }
-    let mut reader = LogReader::open(&place, &checkpoint).await?.map_err(contradiction)?;
-    let bundle = args.index / u64::from(TILE_WIDTH);
+    let bundle = index / u64::from(TILE_WIDTH);
     reader.fetch_bundles(bundle).await?;
     let entries = reader.entries(bundle).map_err(contradiction)?;
-    let leaf = entries.into_iter().nth((args.index % u64::from(TILE_WIDTH)) as usize).unwrap_or_default();
+    let leaf = entries.into_iter().nth((index % u64::from(TILE_WIDTH)) as usize).unwrap_or_default();
     let answer = LeafAnswer {
-        index: args.index,
+        index,
         leaf: String::from_utf8_lossy(&leaf).into_owned(),
         origin: checkpoint.origin,
         size: checkpoint.size,
     };
-    context.printer.answer(&answer, |answer| {
-        answer.leaf.lines().map(|line| format!("{}\n", super::text::plain(line))).collect()
-    })
+    context.printer.answer(&answer, leaf_text)
+}
+
+/// The lines of a leaf, as they may be shown on a terminal.
+fn leaf_text(answer: &LeafAnswer) -> String {
+    answer.leaf.lines().map(|line| format!("{}\n", super::text::plain(line))).collect()
 }
 
 /// What was found in a whole log.

@@ -1,7 +1,7 @@
 //! `narvault verify`: that a store path or a narinfo is what a trusted key signed, and that the signature is in the
-//! signature log. Everything from files: no server is asked.
+//! signature log. From files alone where a proof is given; otherwise the proof is fetched, and checked like any other.
 //!
-//! Never trusts a key that was not named on the command line.
+//! Never trusts a key that was not named on the command line or, without any, in this machine's nix.conf.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -12,38 +12,44 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncReadExt as _;
 
 use super::Context;
+use super::args::PathArg;
 use super::failure::{Exit, Failure};
+use super::local_nix::{Places, read_leniently};
+use super::log::place::{LogPlace, Trust};
+use super::log::prove::{Wanted, prove};
 use super::text::Fields;
+use crate::api::PathProofQuery;
+use crate::client::nix_conf::PUBLIC_KEYS_DEFAULT;
 use crate::client::proved::Proved;
 use crate::nix::hash::{NarHash, Sha256Digest};
 use crate::nix::narinfo::NarInfo;
 use crate::nix::signature::PublicKey;
 use crate::nix::store_path::StorePath;
+use crate::service::FIRST_CACHE;
 use crate::tlog::policy::{POLICY_SIZE_BYTES_MAX, Policy};
 use crate::tlog::proof_file::{PROOF_FILE_SIZE_BYTES_MAX, ProofFile};
-use crate::tlog::verifier_key::VerifierKey;
 
 /// Largest narinfo that is read, in bytes.
 const NARINFO_SIZE_BYTES_MAX: usize = 1024 * 1024;
 
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  narvault verify hello.narinfo --proof hello.tlog-proof --policy log.policy --trusted-key 'main-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY='"
-)]
+#[command(after_help = "Example:\n  narvault verify /nix/store/mmjhp110f3wf5kp5q70rc7p49yln4qzy-hello-2.12")]
 pub struct VerifyArgs {
     /// A path in `/nix/store`, which Nix dumps, or a file with a narinfo
     target: PathBuf,
-    /// The proof file, from `narvault log proof`
-    #[arg(long, value_name = "FILE")]
-    proof: PathBuf,
-    /// The log's public key, `name+hash+base64`
-    #[arg(long, value_name = "KEY", required_unless_present = "policy", conflicts_with = "policy")]
-    log_key: Option<VerifierKey>,
-    /// Which logs are believed, and which witnesses must have cosigned: lines `log`, `witness`, `group`, `quorum`
-    #[arg(long, value_name = "FILE")]
-    policy: Option<PathBuf>,
-    /// A public key of the cache, `name:base64`; may be repeated
-    #[arg(long, value_name = "KEY", required = true)]
+    /// The proof file, from `narvault log proof` [default: fetched]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["from", "cache"])]
+    proof: Option<PathBuf>,
+    /// Where the proof is made from: a server, a mirror's address or folder, or a bucket [default: the server in use]
+    #[arg(long, value_name = "URL|FOLDER")]
+    from: Option<String>,
+    /// The cache whose signature is looked for [default: `main` of the server in use, any with `--from`]
+    #[arg(long, value_name = "NAME")]
+    cache: Option<String>,
+    #[command(flatten)]
+    trust: Trust,
+    /// A public key of the cache, `name:base64`; may be repeated [default: those that this machine's nix.conf trusts]
+    #[arg(long, value_name = "KEY")]
     trusted_key: Vec<PublicKey>,
 }
 
@@ -62,25 +68,21 @@ struct Verified {
 }
 
 pub async fn run(args: VerifyArgs, context: &Context) -> Result<(), Failure> {
-    let policy = match (args.log_key, &args.policy) {
-        (Some(key), _) => Policy::of_log(key),
-        (None, Some(path)) => {
-            let text = String::from_utf8(read(path, POLICY_SIZE_BYTES_MAX)?)
-                .map_err(|error| Failure::caused(format!("{} is not UTF-8", path.display()), error))?;
-            Policy::parse(&text)
-                .map_err(|error| Failure::caused(format!("{} is not a policy", path.display()), error))?
+    let target = Target::read(&args.target)?;
+    let keys = trusted_keys(&args.trusted_key)?;
+    let (proof, policy) = match &args.proof {
+        Some(file) => {
+            let proof = ProofFile::parse(&read(file, PROOF_FILE_SIZE_BYTES_MAX)?)
+                .map_err(|error| Failure::caused(format!("{} is not a proof", file.display()), error))?;
+            (proof, named_policy(&args.trust)?)
         }
-        (None, None) => {
-            return Err(Failure::new(Exit::Usage, "no log is trusted").hint("give `--log-key` or `--policy`"));
-        }
+        None => fetched(&args, target.path(), context).await?,
     };
-    let proof = ProofFile::parse(&read(&args.proof, PROOF_FILE_SIZE_BYTES_MAX)?)
-        .map_err(|error| Failure::caused(format!("{} is not a proof", args.proof.display()), error))?;
-    let proved = Proved::check(&proof, &policy, &args.trusted_key)
+    let proved = Proved::check(&proof, &policy, &keys)
         .map_err(|error| Failure::caused("not verified".into(), error))?;
-    match args.target.to_str().map(StorePath::from_absolute) {
-        Some(Ok(path)) => check_path(&path, &proved).await?,
-        _ => check_narinfo(&args.target, &proved, &args.trusted_key)?,
+    match &target {
+        Target::Path(path) => check_path(path, &proved).await?,
+        Target::Narinfo(narinfo) => check_narinfo(&args.target, narinfo, &proved, &keys)?,
     }
     let verified = Verified {
         path: proved.claim.path.to_string(),
@@ -104,6 +106,92 @@ pub async fn run(args: VerifyArgs, context: &Context) -> Result<(), Failure> {
             .with_some("token", verified.token.as_ref())
             .text()
     })
+}
+
+/// What is verified.
+enum Target {
+    Path(StorePath),
+    Narinfo(Box<NarInfo>),
+}
+
+impl Target {
+    fn read(target: &Path) -> Result<Self, Failure> {
+        if let Some(Ok(path)) = target.to_str().map(StorePath::from_absolute) {
+            return Ok(Self::Path(path));
+        }
+        let narinfo = NarInfo::parse(&read(target, NARINFO_SIZE_BYTES_MAX)?)
+            .map_err(|error| Failure::caused(format!("{} is not a narinfo", target.display()), error))?;
+        Ok(Self::Narinfo(Box::new(narinfo)))
+    }
+
+    fn path(&self) -> &StorePath {
+        match self {
+            Self::Path(path) => path,
+            Self::Narinfo(narinfo) => &narinfo.claim.path,
+        }
+    }
+}
+
+/// The keys that were named; or else those that Nix trusts here.
+fn trusted_keys(named: &[PublicKey]) -> Result<Vec<PublicKey>, Failure> {
+    if !named.is_empty() {
+        return Ok(named.to_vec());
+    }
+    let resolved = Places::of_this_user().resolve_user(&read_leniently);
+    let texts = resolved.list("trusted-public-keys", PUBLIC_KEYS_DEFAULT);
+    let keys: Vec<PublicKey> = texts.iter().filter_map(|text| text.parse().ok()).collect();
+    if keys.is_empty() {
+        return Err(Failure::new(Exit::Usage, "no key is trusted: nix.conf has no `trusted-public-keys`")
+            .hint("give the cache's with `--trusted-key`"));
+    }
+    Ok(keys)
+}
+
+/// The policy that was named: a proof file says nothing of whom to believe.
+fn named_policy(trust: &Trust) -> Result<Policy, Failure> {
+    match (&trust.log_key, &trust.policy) {
+        (Some(key), _) => Ok(Policy::of_log(key.clone())),
+        (None, Some(path)) => {
+            let text = String::from_utf8(read(path, POLICY_SIZE_BYTES_MAX)?)
+                .map_err(|error| Failure::caused(format!("{} is not UTF-8", path.display()), error))?;
+            Policy::parse(&text)
+                .map_err(|error| Failure::caused(format!("{} is not a policy", path.display()), error))
+        }
+        (None, None) => {
+            Err(Failure::new(Exit::Usage, "no log is trusted").hint("give `--log-key` or `--policy`"))
+        }
+    }
+}
+
+/// The proof of the path's newest signature, from the place that was named or by the server in use, and whom to believe
+/// about it: without a key or a policy that place itself.
+async fn fetched(
+    args: &VerifyArgs,
+    path: &StorePath,
+    context: &Context,
+) -> Result<(ProofFile, Policy), Failure> {
+    let place = LogPlace::open(args.from.as_deref(), context).await?;
+    let policy = place.policy(&args.trust).await?;
+    if !args.trust.is_given() {
+        context
+            .printer
+            .note("the log's key is believed as it is told there; `--log-key` or `--policy` pins it");
+    }
+    let proof = match (&place, &args.from) {
+        (LogPlace::Server(client), None) => {
+            let cache = args.cache.as_deref().unwrap_or(FIRST_CACHE);
+            let query = PathProofQuery::default();
+            let bytes = client.path_proof(cache, path.hash().as_str(), &query).await?;
+            ProofFile::parse(&bytes)
+                .map_err(|error| Failure::caused("the server's answer is not a proof".into(), error))?
+        }
+        _ => {
+            let wanted =
+                Wanted { cache: args.cache.clone(), path: Some(PathArg(path.hash())), ..Wanted::default() };
+            prove(&place, &args.trust, &wanted).await?
+        }
+    };
+    Ok((proof, policy))
 }
 
 /// The bytes in the store, as Nix dumps them, are those that were signed.
@@ -152,9 +240,7 @@ async fn dump(path: &StorePath) -> Result<(NarHash, u64), Failure> {
 }
 
 /// The narinfo says what was signed, and carries a signature of a trusted key.
-fn check_narinfo(file: &Path, proved: &Proved, keys: &[PublicKey]) -> Result<(), Failure> {
-    let narinfo = NarInfo::parse(&read(file, NARINFO_SIZE_BYTES_MAX)?)
-        .map_err(|error| Failure::caused(format!("{} is not a narinfo", file.display()), error))?;
+fn check_narinfo(file: &Path, narinfo: &NarInfo, proved: &Proved, keys: &[PublicKey]) -> Result<(), Failure> {
     if narinfo.claim != proved.claim {
         return Err(other(format!("{} says something else than was signed", file.display())));
     }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use narvault::client::proved::{NotProved, Proved};
+use narvault::nix::nar::build::Node;
 use narvault::nix::signature::PublicKey;
 use narvault::tlog::checkpoint::Checkpoint;
 use narvault::tlog::leaf::{Event, Leaf};
@@ -11,8 +12,9 @@ use narvault::tlog::proof_file::ProofFile;
 use narvault::tlog::shown_leaf::ShownLeaf;
 use narvault::tlog::verifier_key::VerifierKey;
 
-use crate::support::client::{Http, TestPath};
-use crate::support::server::{TestServer, on_each_backend};
+use crate::support::client::{Http, TestPath, hash_part};
+use crate::support::nix::{Machine, require_nix};
+use crate::support::server::{Backend, Ended, Site, TestServer, on_each_backend};
 use crate::support::until;
 
 async fn log_key(server: &TestServer) -> VerifierKey {
@@ -140,6 +142,11 @@ on_each_backend! {
         let verified = verify(&narinfo, &["--policy", policy, "--trusted-key", &trusted]).await;
         assert_eq!(verified.code, Some(0), "{}", verified.stderr);
 
+        // Without a file the proof is fetched from the server in use, and the log's key is believed as that tells it.
+        let (_folder, path) = file("x.narinfo", &narinfo);
+        let verified = server.narvault(["verify", path.to_str().unwrap(), "--trusted-key", &trusted]).await;
+        assert_eq!(verified.code, Some(0), "{verified:?}");
+
         let larger = narinfo.replace("NarSize: ", "NarSize: 1");
         let other_key = "main-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
         let unsigned: String = narinfo.lines().filter(|line| !line.starts_with("Sig:")).map(|line| format!("{line}\n")).collect();
@@ -190,5 +197,148 @@ on_each_backend! {
         let nobody = TestPath::new("never-pushed", "x");
         server.http().get(&proof_url("main", &nobody)).await.assert_status(404);
         server.http().get(&proof_url("none", &nobody)).await.assert_status(401);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_path_in_the_store_is_verified_with_the_keys_that_nix_trusts() {
+    let nix = require_nix!();
+    let server = TestServer::start(Backend::SQLITE_DISK).await.unwrap();
+    let mut machine = nix.machine();
+    if !machine.can_build().await {
+        return println!("skipped: no machine of its own can be had here");
+    }
+    machine.log_in(&server.token("alice", &["push:main"]).await.text);
+    let path = machine.add("good", &Node::file("good"), &[]).await;
+    let other = machine.add("other", &Node::file("other"), &[]).await;
+    machine.push(&server.push_url("main"), &[&path, &other]).await.success();
+    let mut proofs = Vec::new();
+    for path in [&path, &other] {
+        let url = format!("/api/v1/caches/main/paths/{}/proof", hash_part(path));
+        proofs.push(
+            until("the proof", async || {
+                let answer = server.http().get(&url).await;
+                (answer.status == 200).then(|| answer.text().to_owned())
+            })
+            .await,
+        );
+    }
+    let (_proofs, of_other) = file("other.tlog-proof", &proofs[1]);
+    let log_key = log_key(&server).await.to_string();
+    let verify = async |machine: &Machine, more: &[&str]| {
+        let words = [env!("CARGO_BIN_EXE_narvault"), "verify", &path];
+        machine.within(words.iter().chain(more)).await
+    };
+    let from = ["--from", server.url.as_str(), "--log-key", &log_key];
+
+    verify(&machine, &from).await.refused("not among the trusted keys");
+    machine.trust(&server.public_key);
+    let verified = verify(&machine, &from).await.success();
+    assert!(verified.stdout.contains(&path), "{verified:?}");
+    let told = verify(&machine, &["--from", &server.url]).await.success();
+    assert!(told.stderr.contains("pins it"), "{told:?}");
+    let proof = ["--proof", of_other.to_str().unwrap(), "--log-key", &log_key];
+    verify(&machine, &proof).await.refused("the proof is of");
+    verify(&machine, &["--proof", of_other.to_str().unwrap()]).await.refused("no log is trusted");
+
+    let real = machine.real(&path);
+    std::fs::remove_file(&real).unwrap();
+    std::fs::write(&real, "gooD").unwrap();
+    verify(&machine, &from).await.refused("in this store has NAR hash");
+    server.stop().await;
+}
+
+/// A server that is gone, and whose storage is left: what a stranger can still prove, who has the log's key.
+async fn who_caused_a_signature_is_proved_from_storage_alone(backend: Backend) {
+    let Some(mut server) = TestServer::spawn(backend, &[]).await else {
+        return println!("skipped: {backend:?} is not here");
+    };
+    let ci = server.token("ci", &["push:main"]).await;
+    let (stays, gone) = (TestPath::new("stays", "stays"), TestPath::new("gone", "gone"));
+    ci.http.push("main", &stays).await;
+    ci.http.push("main", &gone).await;
+    let narinfo = server.http().get(&format!("/main/{}.narinfo", gone.hash())).await.text().to_owned();
+    let signature = narinfo.lines().find_map(|line| line.strip_prefix("Sig: ")).unwrap().to_owned();
+    let reason = ["path", "quarantine", "main", gone.hash(), "--reason", "under suspicion"];
+    assert_eq!(server.narvault(reason).await.code, Some(0));
+    let last = TestPath::new("last", "last");
+    ci.http.push("main", &last).await;
+    crate::recover::everything_is_published(&server, &last).await;
+    let (log_key, trusted) = (log_key(&server).await, server.public_key.clone());
+    let contributor = server.admin().contributor("ci").await.unwrap().id;
+
+    server
+        .restart_after(async |site: &Site| {
+            let place =
+                site.storage_url().unwrap_or_else(|| site.data().join("storage").display().to_string());
+            let key = log_key.to_string();
+            let run = async |words: &[&str]| {
+                let mut command = site.command(&[]);
+                command.args(words).args(["--from", &place, "--log-key", &key]);
+                Ended::of(command).await
+            };
+
+            // What became of it, in one question: signed by whom, and withdrawn since.
+            let shown = run(&["log", "show", gone.hash(), "--json"]).await;
+            assert_eq!(shown.code, Some(0), "{shown:?}");
+            let shown: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap();
+            let leaves: Vec<&str> =
+                shown.as_array().unwrap().iter().map(|one| one["leaf"].as_str().unwrap()).collect();
+            assert_eq!(leaves.len(), 2, "{leaves:?}");
+            assert!(leaves[0].contains(&format!("\nby {contributor}\ntoken {}\n", ci.id)), "{leaves:?}");
+            assert!(leaves[1].contains("\nevent withdraw\n"), "{leaves:?}");
+            let shown = run(&["log", "show", &signature]).await;
+            assert!(
+                shown.stdout.contains(&gone.store_path) && shown.stdout.starts_with("leaf "),
+                "{shown:?}"
+            );
+
+            for asked in
+                [&["log", "proof", "main", gone.hash()][..], &["log", "proof", "--signature", &signature]]
+            {
+                let printed = run(asked).await;
+                assert_eq!(printed.code, Some(0), "{printed:?}");
+                let proof = ProofFile::parse(printed.stdout.as_bytes()).unwrap();
+                let policy = Policy::of_log(log_key.clone());
+                let proved = Proved::check(&proof, &policy, &[trusted.parse().unwrap()]).unwrap();
+                assert_eq!(proved.claim.path.to_string(), gone.store_path);
+                assert_eq!((proved.by.as_ref(), proved.token.as_ref()), (Some(&contributor), Some(&ci.id)));
+                assert_eq!(proved.signature.to_string(), signature);
+            }
+            let (_folder, kept) = file("kept.narinfo", &narinfo);
+            let verified = run(&["verify", kept.to_str().unwrap(), "--trusted-key", &trusted]).await;
+            assert_eq!(verified.code, Some(0), "{verified:?}");
+
+            let nobodys = TestPath::new("nobodys", "nobodys");
+            for asked in [
+                &["log", "proof", "main", nobodys.hash()][..],
+                &["log", "proof", "other", gone.hash()],
+                &["log", "show", nobodys.hash()],
+            ] {
+                let refused = run(asked).await;
+                assert_eq!(refused.code, Some(1), "{refused:?}");
+                assert!(refused.stderr.contains("leaves tells of it"), "{refused:?}");
+            }
+            let mut command = site.command(&[]);
+            let stranger = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW";
+            command.args(["log", "show", gone.hash(), "--from", &place, "--log-key", stranger]);
+            let refused = Ended::of(command).await;
+            assert!(refused.stderr.contains("checkpoint is not believed"), "{refused:?}");
+        })
+        .await;
+    server.stop().await;
+}
+
+mod who_caused_a_signature {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn is_proved_from_a_folder_alone() {
+        who_caused_a_signature_is_proved_from_storage_alone(Backend::SQLITE_DISK).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn is_proved_from_a_bucket_alone() {
+        who_caused_a_signature_is_proved_from_storage_alone(Backend::SQLITE_S3).await;
     }
 }

@@ -11,7 +11,7 @@ use super::super::failure::{Exit, Failure};
 use super::place::LogPlace;
 use crate::tlog::checkpoint::Checkpoint;
 use crate::tlog::hash::NodeHash;
-use crate::tlog::proof::Consistency;
+use crate::tlog::proof::{Consistency, Inclusion};
 use crate::tlog::tile::{TILE_WIDTH, Tile, TileKind};
 use crate::tlog::tile_reader::{ReadError, TileReader};
 use crate::tlog::tree::Node;
@@ -80,6 +80,16 @@ impl<'a> LogReader<'a> {
     /// The leaves of a bundle that was fetched, in order.
     pub fn entries(&mut self, bundle: u64) -> Result<Vec<Vec<u8>>, PieceError> {
         self.reader.entries(bundle)
+    }
+
+    /// The hashes from a leaf up to the root. The inner error: they are not there, or do not make it.
+    pub async fn inclusion(&mut self, index: u64) -> Result<Result<Vec<NodeHash>, PieceError>, Failure> {
+        let way = match Inclusion::new(index, self.size()) {
+            Ok(way) => way,
+            Err(error) => return Ok(Err(error.into())),
+        };
+        self.fetch(Tile::needed(&way.nodes(), self.size())).await?;
+        Ok(self.reader.inclusion(index))
     }
 
     /// Whether the log goes on from the one under `old`. The inner error: it does not.
