@@ -128,8 +128,8 @@ pub async fn insert(connection: &mut Connection, new: &NewAudit<'_>) -> Result<(
     Ok(())
 }
 
-/// Erases what at most `limit` rows say of a contributor: all that is private of what they did, and their name in what
-/// others did. How many rows that were. Salts go too, so that nobody can guess what stood there.
+/// Erases what at most `limit` rows say of a contributor: all that is private of what they did, and in what others did
+/// whatever has their name or id, or is about a token of theirs or about a quarantine of either. How many rows that were. Salts go too, so that nobody can guess what stood there.
 pub async fn erase(
     connection: &mut Connection,
     contributor: ContributorId,
@@ -144,13 +144,19 @@ pub async fn erase(
          request_id = CASE WHEN contributor_id = $1 THEN NULL ELSE request_id END, \
          subject = CASE WHEN subject = $2 THEN $1 ELSE subject END \
          WHERE id IN (SELECT id FROM audit WHERE erased_at IS NULL \
-         AND (contributor_id = $1 OR subject = $2 OR detail LIKE $3 ESCAPE '!') LIMIT $5)",
+         AND (contributor_id = $1 OR subject = $2 OR subject = $1 AND action <> 'contributor-erase' \
+         OR subject IN (SELECT id FROM tokens WHERE contributor_id = $1) \
+         OR detail LIKE $3 ESCAPE '!' OR detail LIKE $6 ESCAPE '!' \
+         OR EXISTS (SELECT 1 FROM quarantines q WHERE (q.subject_id = $1 \
+         OR q.subject_id IN (SELECT id FROM tokens WHERE contributor_id = $1)) \
+         AND audit.detail LIKE '%\"' || q.id || '\"%')) LIMIT $5)",
     )
     .bind(contributor.to_string())
     .bind(name.as_str())
     .bind(containing_string(name.as_str()))
     .bind(now.0)
     .bind(limit)
+    .bind(containing_string(&contributor.to_string()))
     .execute(connection)
     .await?;
     Ok(result.rows_affected())

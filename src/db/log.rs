@@ -362,14 +362,23 @@ pub async fn erase_details(
 ) -> Result<u64> {
     let result = sqlx::query(
         "DELETE FROM log_openings WHERE idx >= $1 AND idx < $2 AND part = 'detail' \
-         AND (text LIKE $3 ESCAPE '!' OR EXISTS (SELECT 1 FROM log_leaves l WHERE l.idx = log_openings.idx \
-         AND (l.leaf LIKE $4 OR (l.leaf LIKE $5 AND l.event = 'contributor-create'))))",
+         AND (text LIKE $3 ESCAPE '!' OR text LIKE $6 ESCAPE '!' \
+         OR EXISTS (SELECT 1 FROM quarantines q WHERE (q.subject_id = $7 OR q.contributor_id = $7 \
+         OR q.restorer_contributor_id = $7 OR q.subject_id IN (SELECT id FROM tokens WHERE contributor_id = $7)) \
+         AND text LIKE '%\"' || q.id || '\"%') \
+         OR EXISTS (SELECT 1 FROM log_leaves l WHERE l.idx = log_openings.idx \
+         AND (l.leaf LIKE $4 OR l.leaf LIKE $5 OR l.event LIKE 'token-%' AND EXISTS (SELECT 1 FROM tokens t \
+         WHERE t.contributor_id = $7 AND l.leaf LIKE $8 || t.id || $9))))",
     )
     .bind(first)
     .bind(first.saturating_add(count))
     .bind(super::audit::containing_string(name.as_str()))
     .bind(format!("%\nby {contributor}\n%"))
     .bind(format!("%\nsubject {contributor}\n%"))
+    .bind(super::audit::containing_string(&contributor.to_string()))
+    .bind(contributor.to_string())
+    .bind("%\nsubject ")
+    .bind("\n%")
     .execute(connection)
     .await?;
     Ok(result.rows_affected())

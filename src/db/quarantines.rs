@@ -3,7 +3,7 @@
 //! At most one of each subject stands, which a unique index makes sure of.
 
 use super::{Connection, PageBounds, Result, corrupt, one_row, page_sql};
-use crate::access::{ContributorId, TokenId};
+use crate::access::{ContributorId, ContributorName, TokenId};
 use crate::time::Timestamp;
 
 /// Whose evidence.
@@ -242,6 +242,25 @@ pub async fn restored(connection: &mut Connection, id: &str, now: Timestamp) -> 
         .bind(now.0)
         .execute(connection)
         .await?;
+    Ok(())
+}
+
+/// Erases the name of a contributor, and the reasons that were given by them, for them and for their tokens.
+pub async fn erase(
+    connection: &mut Connection,
+    contributor: ContributorId,
+    name: &ContributorName,
+) -> Result<()> {
+    sqlx::query(
+        "UPDATE quarantines SET subject = CASE WHEN subject_id = $1 THEN $2 ELSE subject END, reason = 'erased', \
+         restore_reason = CASE WHEN restore_reason IS NULL THEN NULL ELSE 'erased' END \
+         WHERE subject_id = $1 OR contributor_id = $1 OR restorer_contributor_id = $1 \
+         OR subject_id IN (SELECT id FROM tokens WHERE contributor_id = $1)",
+    )
+    .bind(contributor.to_string())
+    .bind(name.as_str())
+    .execute(connection)
+    .await?;
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use super::leaves::AdminEvent;
 use super::{Call, Conflict, Error, Result, Service};
 use crate::access::{Action, ContributorId, ContributorName};
 use crate::db::contributors::ContributorRow;
-use crate::db::{Gate, audit, contributors, epoch, log, restarting, tokens};
+use crate::db::{Gate, audit, contributors, epoch, log, quarantines, restarting, tokens};
 
 /// What was erased of a contributor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,8 +23,8 @@ pub struct Erased {
 }
 
 impl Service {
-    /// Erases what is private of a suspended contributor, for good: where their calls came from, reasons and notes, and
-    /// their name, in whose place an id stands. A call that was interrupted goes on when it is repeated.
+    /// Erases what is private of a suspended contributor, for good: where their calls came from, reasons and notes of
+    /// theirs and about them and their tokens, and their name, in whose place an id stands. A call that was interrupted goes on when it is repeated.
     pub async fn erase_contributor(&self, call: &Call, name: &ContributorName) -> Result<Erased> {
         self.require(call, &Action::Administer, "contributor-erase", name.as_str()).await?;
         let row = restarting(|| self.begin_erasure(call, name)).await?;
@@ -33,6 +33,7 @@ impl Service {
         let name = pseudonym(row.id)?;
         restarting(|| async {
             let mut tx = self.inner.db.begin(Gate::Exclusive).await?;
+            quarantines::erase(&mut tx, row.id, &name).await?;
             contributors::rename(&mut tx, row.id, &name).await?;
             epoch::advance(&mut tx).await?;
             Ok::<_, Error>(tx.commit().await?)

@@ -2,7 +2,7 @@ use super::*;
 use crate::db::PageBounds;
 use crate::db::testing::{TestDb, on_each_database};
 use crate::service::testing::{Sample, TestService};
-use crate::service::{AuditQuery, ContributorChange, Origin};
+use crate::service::{AuditQuery, ContributorChange, Origin, QuarantineRequest, TakedownTarget};
 use crate::tlog::frontier::Frontier;
 use crate::tlog::hash::NodeHash;
 
@@ -27,7 +27,8 @@ async fn words(server: &TestService) -> String {
     let rows = server.service.list_audit(&server.admin().await, &AuditQuery::default(), &page).await.unwrap();
     let mut connection = server.service.inner.db.read().await.unwrap();
     let openings = log::openings(&mut connection, "detail", 0, 10_000).await.unwrap();
-    format!("{rows:?} {openings:?}")
+    let quarantines = quarantines::list(&mut connection, &page).await.unwrap();
+    format!("{rows:?} {openings:?} {quarantines:?}")
 }
 
 on_each_database! {
@@ -71,6 +72,41 @@ on_each_database! {
         let check = server.service.verify_audit(&server.admin().await, &commits, u64::MAX).await.unwrap();
         assert_eq!((check.commits, check.finding_count), (1, 0), "{check:?}");
         assert!(check.erased >= 2, "{check:?}");
+    }
+
+    async fn what_was_said_of_a_persons_tokens_and_quarantines_goes_too(test: &TestDb) {
+        let server = TestService::start(test).await;
+        let alice: ContributorName = "alice".parse().unwrap();
+        let tokens = [server.contributor("alice", "push:main").await, {
+            let admin = server.admin().await;
+            server.issue(&admin, "alice", "push:main").await.unwrap()
+        }];
+        let admin = from_home(server.admin().await);
+        for (at, token) in tokens.iter().enumerate() {
+            server.push(&server.call(token).await, &Sample::numbered(at as u64)).await.unwrap();
+        }
+        let ids = tokens.map(|text| server.service.verify_token(&text, server.clock.now()).unwrap().token);
+        // Reasons tell of people in other words than their names here.
+        let reason = "Mrs Liddell lost her laptop";
+        let asked = QuarantineRequest { reason: reason.into(), ..QuarantineRequest::default() };
+        let target = TakedownTarget::Token(ids[0]);
+        server.service.quarantine(&admin, &target, &asked).await.unwrap();
+        server.service.restore(&admin, &target, reason).await.unwrap();
+        server.service.revoke_token(&admin, ids[1], reason, false).await.unwrap();
+        let target = TakedownTarget::Contributor(alice.clone());
+        server.service.quarantine(&admin, &target, &asked).await.unwrap();
+        suspend(&server, &alice).await;
+        let other = server.contributor("bob", "push:main").await;
+        let other = server.service.verify_token(&other, server.clock.now()).unwrap().token;
+        server.service.revoke_token(&admin, other, "Mr Dodgson left", false).await.unwrap();
+        // Of each token, path and contributor: audit row, leaf, or both; and rows of quarantines.
+        assert!(words(&server).await.matches("Liddell").count() >= 12, "{}", words(&server).await);
+
+        server.service.erase_contributor(&server.admin().await, &alice).await.unwrap();
+
+        let after = words(&server).await;
+        assert!(!after.contains("Liddell") && !after.contains("\"alice\""), "{after}");
+        assert_eq!(after.matches("Dodgson").count(), 2, "another's stays: {after}");
     }
 
     async fn only_who_is_suspended_is_erased_and_stays_so(test: &TestDb) {
