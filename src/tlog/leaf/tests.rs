@@ -136,6 +136,45 @@ fn every_event_has_its_lines() {
     assert_eq!(parse(&attest).unwrap().encode().unwrap(), attest);
 }
 
+/// Every event, in every form that it has: in clear, hidden, with a digest for its list, of the server itself.
+#[test]
+fn leaves_that_were_ever_written_are_read_for_ever() {
+    let claims = ["", ".digest", ".private"];
+    let (hidden, of_server) = (["", ".private"], ["", ".private", ".server"]);
+    let mut expected = vec!["later.leaf".to_owned()];
+    for (events, forms) in [
+        ("sign resign realisation attest", &claims[..]),
+        ("withdraw delete restore conflict cache-create cache-delete key-state key-succession", &hidden),
+        ("policy-change key-create", &of_server),
+        ("token-issue token-revoke contributor-create contributor-suspend contributor-quarantine", &[""]),
+        ("oidc-rule vault-slot admin-claim audit-commit", &[""]),
+    ] {
+        let names =
+            events.split(' ').flat_map(|event| forms.iter().map(move |form| format!("{event}{form}.leaf")));
+        expected.extend(names);
+    }
+    expected.sort();
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/log-v1/events");
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        let text = std::fs::read_to_string(entry.path()).unwrap();
+
+        let leaf = parse(&text).expect(&name);
+
+        assert_eq!(leaf.encode().unwrap(), text, "{name}");
+        let (event, form) = name.split_once('.').unwrap();
+        let is_known = !matches!(leaf.event, Event::Unknown(_));
+        assert_eq!(is_known.then(|| leaf.event.name()), (event != "later").then_some(event), "{name}");
+        assert_eq!(text.contains("\nprivate "), form == "private.leaf", "{name}");
+        assert_eq!(text.contains("\nreferences-sha256 "), form == "digest.leaf", "{name}");
+        found.push(name);
+    }
+    found.sort();
+    assert_eq!(found, expected);
+}
+
 #[test]
 fn an_event_of_a_later_version_is_shown() {
     let text = framed("key-escrow", "cache main\nshare two words\n").replace("detail", "why because\ndetail");
