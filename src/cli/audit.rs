@@ -72,6 +72,15 @@ pub struct AuditListArgs {
     /// Only since then: RFC 3339, or how long ago, such as 7d
     #[arg(long, value_name = "TIME")]
     since: Option<Since>,
+    /// Only what was before then, in the same words
+    #[arg(long, value_name = "TIME")]
+    until: Option<Since>,
+    /// Only what was done to this: a name, a token's id, `cache/path`, as the list shows it
+    #[arg(long)]
+    subject: Option<String>,
+    /// Only what came from this IP address
+    #[arg(long, value_name = "IP")]
+    address: Option<std::net::IpAddr>,
     #[command(flatten)]
     list: ListArgs,
 }
@@ -153,6 +162,7 @@ async fn check(
 async fn list(args: AuditListArgs, context: &Context) -> Result<(), Failure> {
     let client = context.client()?;
     let since = args.since.map(|since| since.rfc3339(context.clock.now()));
+    let until = args.until.map(|until| until.rfc3339(context.clock.now()));
     // Who looks here wants to know what has just happened.
     let list = ListArgs { order: args.list.order.or(Some(OrderArg::Desc)), ..args.list };
     let columns = ["AT", "OUTCOME", "ACTION", "SUBJECT", "CONTRIBUTOR", "ADDRESS", "DETAIL"];
@@ -163,6 +173,9 @@ async fn list(args: AuditListArgs, context: &Context) -> Result<(), Failure> {
             action: args.action.clone(),
             outcome: args.outcome.clone(),
             since: since.clone(),
+            until: until.clone(),
+            subject: args.subject.clone(),
+            address: args.address.map(|address| address.to_string()),
             cursor: query.cursor,
             limit: query.limit,
             order: query.order,

@@ -2,6 +2,8 @@
 //!
 //! Never holds a token, claim or passphrase in any form. Rows are added and read, never changed.
 
+use std::net::IpAddr;
+
 use super::{Connection, PageBounds, Result, corrupt, page_sql};
 use crate::access::{ContributorId, ContributorName, TokenId};
 use crate::time::Timestamp;
@@ -71,6 +73,12 @@ pub struct AuditFilter {
     pub action: Option<String>,
     pub outcome: Option<Outcome>,
     pub since: Option<Timestamp>,
+    /// Before this moment.
+    pub until: Option<Timestamp>,
+    /// What it was done to, exactly.
+    pub subject: Option<String>,
+    /// Where the call came from.
+    pub address: Option<IpAddr>,
 }
 
 #[derive(sqlx::FromRow)]
@@ -186,7 +194,8 @@ pub async fn list(
          a.client, a.request_id, a.detail FROM audit a LEFT JOIN contributors c ON c.id = a.contributor_id \
          WHERE ($3 IS NULL OR a.contributor_id = $3) AND ($4 IS NULL OR a.token_id = $4) \
          AND ($5 IS NULL OR a.action = $5) AND ($6 IS NULL OR a.outcome = $6) \
-         AND ($7 IS NULL OR a.at >= $7) AND",
+         AND ($7 IS NULL OR a.at >= $7) AND ($8 IS NULL OR a.at < $8) AND ($9 IS NULL OR a.subject = $9) \
+         AND ($10 IS NULL OR a.address = $10) AND",
         "a.id"
     ))
     .bind(page.after.as_deref())
@@ -196,6 +205,9 @@ pub async fn list(
     .bind(filter.action.as_deref())
     .bind(filter.outcome.map(Outcome::as_str))
     .bind(filter.since.map(|time| time.0))
+    .bind(filter.until.map(|time| time.0))
+    .bind(filter.subject.as_deref())
+    .bind(filter.address.map(|address| address.to_string()))
     .fetch_all(connection)
     .await?;
     rows.into_iter().map(Row::read).collect()
@@ -224,8 +236,8 @@ mod tests {
                     outcome,
                     contributor,
                     token,
-                    subject: "a thing",
-                    address: Some("192.0.2.1".to_owned()),
+                    subject: &format!("subject-{number}"),
+                    address: Some(format!("203.0.113.{number}")),
                     client: Some("nix"),
                     request_id: Some("r"),
                     detail: "{}".to_owned(),
@@ -242,6 +254,12 @@ mod tests {
                 (AuditFilter { action: Some("token-issue".into()), ..none() }, "12"),
                 (AuditFilter { outcome: Some(Outcome::Denied), ..none() }, "2"),
                 (AuditFilter { since: Some(Timestamp(2)), ..none() }, "23"),
+                (AuditFilter { since: Some(Timestamp(2)), until: Some(Timestamp(3)), ..none() }, "2"),
+                (AuditFilter { until: Some(Timestamp(1)), ..none() }, ""),
+                (AuditFilter { subject: Some("subject-3".into()), ..none() }, "3"),
+                (AuditFilter { subject: Some("subject".into()), ..none() }, ""),
+                (AuditFilter { address: Some([203, 0, 113, 2].into()), ..none() }, "2"),
+                (AuditFilter { address: Some([203, 0, 113, 9].into()), ..none() }, ""),
                 (AuditFilter { contributor: Some(ci), since: Some(Timestamp(3)), ..none() }, ""),
             ] {
                 let rows = list(&mut tx, &filter, &page).await.unwrap();

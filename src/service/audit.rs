@@ -3,6 +3,8 @@
 //! An act and its rows are one transaction: where the row cannot be written, the act does not happen.
 //! Denials are written in a transaction of their own, as well as that goes.
 
+use std::net::IpAddr;
+
 use serde_json::Value;
 
 use super::leaves::{AdminEvent, Leaf, LeafEvent};
@@ -36,6 +38,10 @@ pub struct AuditQuery {
     pub action: Option<String>,
     pub outcome: Option<Outcome>,
     pub since: Option<Timestamp>,
+    /// Before this moment.
+    pub until: Option<Timestamp>,
+    pub subject: Option<String>,
+    pub address: Option<IpAddr>,
 }
 
 impl Service {
@@ -61,6 +67,9 @@ impl Service {
             action: query.action.clone(),
             outcome: query.outcome,
             since: query.since,
+            until: query.until,
+            subject: query.subject.clone(),
+            address: query.address,
         };
         Ok(audit::list(&mut connection, &filter, page).await?)
     }

@@ -28,7 +28,8 @@ pub(super) async fn list(
     Holder(call): Holder,
     Query(asked): Query<AuditQuery>,
 ) -> Result<Json<Page<AuditView>>> {
-    let AuditQuery { contributor, token, action, outcome, since, cursor, limit, order } = asked;
+    let AuditQuery { contributor, token, action, outcome, since, until, subject, address, .. } = asked;
+    let (cursor, limit, order) = (asked.cursor, asked.limit, asked.order);
     let paging = Paging::new(PageQuery { cursor, limit, order })?;
     let query = service::AuditQuery {
         contributor: contributor.map(|name| parse("contributor", &name)).transpose()?,
@@ -36,6 +37,9 @@ pub(super) async fn list(
         action,
         outcome: outcome.map(|outcome| parse_outcome(&outcome)).transpose()?,
         since: since.map(|time| parse_time("since", &time)).transpose()?,
+        until: until.map(|time| parse_time("until", &time)).transpose()?,
+        subject,
+        address: address.map(|address| parse("address", &address)).transpose()?,
     };
     let rows = app.service.list_audit(&call, &query, &paging.bounds).await?;
     Ok(Json(paging.page(rows, |row| row.id.clone(), view)))
