@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use super::signing_keys::{self, KeyState};
+use super::signing_keys;
 use super::{Connection, DbError, Result, webhooks};
 use crate::vault::{Sealed, SealedKey, SealedWebhook};
 
@@ -24,7 +24,7 @@ pub struct SealedRow {
 pub enum SealedContent {
     /// It cannot be read.
     Damaged(DbError),
-    /// A key that was destroyed: nothing is left to open.
+    /// A key that was destroyed, or whose secret a lost database had: nothing is left to open.
     Destroyed(Sealed),
     Key(Box<SealedKey>),
     Webhook(SealedWebhook),
@@ -55,9 +55,7 @@ fn key(row: signing_keys::Row) -> SealedRow {
     let (id, name) = (row.id.clone(), row.name.clone());
     let content = match row.read() {
         Err(error) => SealedContent::Damaged(error),
-        Ok(row) if row.state == KeyState::Destroyed && row.key.sealed.is_erased() => {
-            SealedContent::Destroyed(row.key.sealed)
-        }
+        Ok(row) if row.is_erased() && !row.state.may_sign() => SealedContent::Destroyed(row.key.sealed),
         Ok(row) => SealedContent::Key(Box::new(row.key)),
     };
     SealedRow { id, name, content }
@@ -173,6 +171,7 @@ pub(crate) async fn overwrite(connection: &mut Connection, key_name: &str, seale
 #[cfg(test)]
 mod tests {
     use super::super::Gate;
+    use super::super::signing_keys::KeyState;
     use super::super::testing::{self, NOON, TestDb, on_each_database};
     use super::super::webhooks::WebhookRow;
     use super::*;

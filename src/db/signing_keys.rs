@@ -78,7 +78,7 @@ impl KeyRow {
     /// Whether nothing is left of its seed: it was destroyed, or the log alone knows of the key since a database was
     /// lost.
     pub fn is_erased(&self) -> bool {
-        self.key.sealed == self.key.sealed.erased()
+        self.key.sealed.is_erased()
     }
 }
 

@@ -230,7 +230,7 @@ on_each_database! {
         let mut connection = other.db.read().await.unwrap();
         let cache = caches::by_name(&mut connection, &"main".parse().unwrap()).await.unwrap().unwrap();
         let key = async |name: KeyName| {
-            signing_keys::named(&mut *other.db.read().await.unwrap(), &name).await
+            signing_keys::named(&mut other.db.read().await.unwrap(), &name).await
         };
         let old = key(lost.old_key.clone()).await.unwrap().unwrap();
         assert_eq!(old.state, KeyState::Compromised);
