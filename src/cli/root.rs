@@ -10,6 +10,7 @@ use secrecy::ExposeSecret;
 use super::Context;
 use super::ask::{self, Unattended};
 use super::failure::{Exit, Failure};
+use super::hardening::harden;
 use super::output::to_stderr;
 use super::text::{Fields, moment, plain};
 use crate::api::{NoteSubmit, RootKeysView, RootSetDraft};
@@ -122,11 +123,6 @@ pub async fn run(command: RootCommand, context: &Context) -> Result<(), Failure>
         }
         RootCommand::Submit(args) => submit(&args, context).await,
     }
-}
-
-fn harden() -> Result<(), Failure> {
-    crate::vault::memory::harden_process()
-        .map_err(|error| Failure::caused("cannot keep secrets out of core dumps".into(), error))
 }
 
 fn keygen(args: KeygenArgs, context: &Context) -> Result<(), Failure> {

@@ -219,7 +219,7 @@ mod tests {
             (false, 0, 0, "the server is still at it; the server goes on"),
         ] {
             let failure = unfinished(finished, paths, narinfos, words).unwrap_err().to_string();
-            assert!(failure.starts_with(expected), "{failure}");
+            assert!(failure.starts_with(&format!("error: {expected}")), "{failure}");
         }
     }
 }
