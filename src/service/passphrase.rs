@@ -5,10 +5,10 @@
 use serde_json::json;
 
 use super::slots::slot_act;
-use super::vault::Slot;
+use super::vault::{Slot, VaultRows};
 use super::{Call, Conflict, Error, Rejection, Result, Service};
 use crate::access::{Action, Caller};
-use crate::db::{Gate, cluster, restarting, vault};
+use crate::db::{Gate, restarting, vault};
 use crate::vault::root::UnlockError;
 use crate::vault::slots::SlotError;
 use crate::vault::{KekRow, OpenVault, Passphrase, SlotRow, SlotSecret};
@@ -44,12 +44,7 @@ impl Service {
             // Whoever found an administrator's token may not try passphrases faster than anybody else.
             self.inner.secret_tries.take(call.origin.address, self.inner.clock.now())?;
         }
-        let (slots, keks) = {
-            let mut connection = self.inner.db.read().await?;
-            cluster::read(&mut connection).await?.ok_or(Error::NotFound("vault"))?;
-            (vault::slots(&mut connection).await?, vault::keks(&mut connection).await?)
-        };
-        let slots: Vec<SlotRow> = slots.into_iter().map(|(slot, _)| slot).collect();
+        let VaultRows { slots, keks, .. } = self.vault_rows().await?;
         let (cluster_id, id) = (self.inner.cluster_id.clone(), self.new_id(self.inner.clock.now()));
         // Before the transaction: each derivation takes a second, and nobody shall wait behind the gate for it.
         let made = tokio::task::spawn_blocking(move || change.slots(&cluster_id, &id, slots, &keks)).await;

@@ -216,11 +216,12 @@ impl Service {
         self.vault_status(call).await
     }
 
-    /// The rows of this server's vault, for a secret to be tried on. For commands on the host: nobody is asked for a right.
+    /// The rows of this server's vault, for a secret to be tried on. Whoever calls has asked for the right.
     pub async fn vault_rows(&self) -> Result<VaultRows> {
-        let mut connection = self.inner.db.read().await?;
-        let slots = vault::slots(&mut connection).await?.into_iter().map(|(slot, _)| slot).collect();
-        let keks = vault::keks(&mut connection).await?;
+        // As of one moment: slots of one root key do not open key-encryption keys of another.
+        let mut snapshot = self.inner.db.begin_snapshot().await?;
+        let slots = vault::slots(&mut snapshot).await?.into_iter().map(|(slot, _)| slot).collect();
+        let keks = vault::keks(&mut snapshot).await?;
         Ok(VaultRows { cluster_id: self.inner.cluster_id.clone(), slots, keks })
     }
 
@@ -257,11 +258,6 @@ impl Service {
     /// Tries the secret on the slots; takes note of the epoch first, so that a seal in between wins.
     pub(super) async fn open_with(&self, call: &Call, secret: SlotSecret, opening: Opening) -> Result<()> {
         let _one_at_a_time = self.inner.door.opening.lock().await;
-        self.open_alone(call, secret, opening).await
-    }
-
-    /// The same, for whoever holds the lock of openings.
-    pub(super) async fn open_alone(&self, call: &Call, secret: SlotSecret, opening: Opening) -> Result<()> {
         let (row, slots, keks) = {
             // As of one moment: slots of one root key do not open key-encryption keys of another.
             let mut snapshot = self.inner.db.begin_snapshot().await?;
