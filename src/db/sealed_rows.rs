@@ -95,17 +95,8 @@ pub async fn rewrap_key(
     before: &Sealed,
     after: &Sealed,
 ) -> Result<bool> {
-    let result = sqlx::query(
-        "UPDATE signing_keys SET sealed = $4, kek_version = $5 WHERE id = $1 AND sealed = $2 AND kek_version = $3",
-    )
-    .bind(id)
-    .bind(before.as_bytes())
-    .bind(i64::from(before.kek_version()))
-    .bind(after.as_bytes())
-    .bind(i64::from(after.kek_version()))
-    .execute(connection)
-    .await?;
-    Ok(result.rows_affected() == 1)
+    const STATEMENT: &str = "UPDATE signing_keys SET sealed = $4, kek_version = $5 WHERE id = $1 AND sealed = $2 AND kek_version = $3";
+    rewrap(connection, STATEMENT, id, before, after).await
 }
 
 /// The same of a webhook.
@@ -115,16 +106,25 @@ pub async fn rewrap_webhook(
     before: &Sealed,
     after: &Sealed,
 ) -> Result<bool> {
-    let result = sqlx::query(
-        "UPDATE webhooks SET sealed = $4, kek_version = $5 WHERE id = $1 AND sealed = $2 AND kek_version = $3",
-    )
-    .bind(id)
-    .bind(before.as_bytes())
-    .bind(i64::from(before.kek_version()))
-    .bind(after.as_bytes())
-    .bind(i64::from(after.kek_version()))
-    .execute(connection)
-    .await?;
+    const STATEMENT: &str = "UPDATE webhooks SET sealed = $4, kek_version = $5 WHERE id = $1 AND sealed = $2 AND kek_version = $3";
+    rewrap(connection, STATEMENT, id, before, after).await
+}
+
+async fn rewrap(
+    connection: &mut Connection,
+    statement: &'static str,
+    id: &str,
+    before: &Sealed,
+    after: &Sealed,
+) -> Result<bool> {
+    let result = sqlx::query(statement)
+        .bind(id)
+        .bind(before.as_bytes())
+        .bind(i64::from(before.kek_version()))
+        .bind(after.as_bytes())
+        .bind(i64::from(after.kek_version()))
+        .execute(connection)
+        .await?;
     Ok(result.rows_affected() == 1)
 }
 

@@ -121,7 +121,7 @@ impl Service {
         }
         self.record_new_root(&mut tx, call, sorted, after, now).await?;
         #[cfg(test)]
-        self.inner.log_cut.pass().map_err(|dead| Error::Internal(dead.into()))?;
+        self.pass_cut()?;
         let service = self.clone();
         // Of its own: whoever asked may go away, and the vault in memory is to be the one of the rows nevertheless.
         let committed = tokio::spawn(async move { service.commit_new_root(tx, opened).await }).await;

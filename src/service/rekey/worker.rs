@@ -150,7 +150,7 @@ impl Service {
         }
         kek_rotations::note(&mut tx, &row.id, &progress, now).await?;
         #[cfg(test)]
-        self.inner.log_cut.pass().map_err(|dead| Error::Internal(dead.into()))?;
+        self.pass_cut()?;
         tx.commit().await?;
         Ok(Step::Batch)
     }
@@ -195,7 +195,7 @@ impl Service {
         }
         self.record(&mut tx, &Call::host(), acts, now).await?;
         #[cfg(test)]
-        self.inner.log_cut.pass().map_err(|dead| Error::Internal(dead.into()))?;
+        self.pass_cut()?;
         tx.commit().await?;
         Ok(Step::PassEnded)
     }
