@@ -8,8 +8,12 @@
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
 
-use sqlx::{Any, Transaction};
+use sqlx::any::AnyTransactionManager;
+use sqlx::pool::PoolConnection;
+use sqlx::{Any, SqlSafeStr as _};
+use sqlx_core::transaction::TransactionManager as _;
 
+use super::sqlite::Lent;
 use super::{Connection, DbError, Result};
 
 /// How a transaction passes the gate.
@@ -23,30 +27,72 @@ pub enum Gate {
     Around,
 }
 
+/// A connection that goes back to where it was taken from when this is dropped.
+pub enum Held {
+    Lent(Lent),
+    Pooled(PoolConnection<Any>),
+}
+
+impl Deref for Held {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        match self {
+            Self::Lent(connection) => connection,
+            Self::Pooled(connection) => connection,
+        }
+    }
+}
+
+impl DerefMut for Held {
+    fn deref_mut(&mut self) -> &mut Connection {
+        match self {
+            Self::Lent(connection) => connection,
+            Self::Pooled(connection) => connection,
+        }
+    }
+}
+
 /// A write transaction. Dropped without [`Tx::commit`], it never happened.
 pub struct Tx {
-    inner: Transaction<'static, Any>,
+    connection: Held,
+    is_open: bool,
     #[cfg(test)]
     cut: std::sync::Arc<super::testing::Cut>,
 }
 
 impl Tx {
-    pub(super) fn new(
-        inner: Transaction<'static, Any>,
+    pub(super) async fn begin(
+        connection: Held,
+        statement: &'static str,
         #[cfg(test)] cut: std::sync::Arc<super::testing::Cut>,
-    ) -> Self {
-        Self {
-            inner,
+    ) -> Result<Self> {
+        // Open from here on: an answer that nobody waits for any more may still be "begun".
+        let mut tx = Self {
+            connection,
+            is_open: true,
             #[cfg(test)]
             cut,
-        }
+        };
+        AnyTransactionManager::begin(&mut tx.connection, Some(statement.into_sql_str())).await?;
+        Ok(tx)
     }
 
     /// Makes it so. An error leaves open whether it happened, as with any database.
-    pub async fn commit(self) -> Result<()> {
+    pub async fn commit(mut self) -> Result<()> {
         #[cfg(test)]
         self.cut.pass().map_err(|_| sqlx::Error::WorkerCrashed)?;
-        Ok(self.inner.commit().await?)
+        AnyTransactionManager::commit(&mut self.connection).await?;
+        self.is_open = false;
+        Ok(())
+    }
+}
+
+impl Drop for Tx {
+    fn drop(&mut self) {
+        if self.is_open {
+            AnyTransactionManager::start_rollback(&mut self.connection);
+        }
     }
 }
 
@@ -54,13 +100,13 @@ impl Deref for Tx {
     type Target = Connection;
 
     fn deref(&self) -> &Connection {
-        &self.inner
+        &self.connection
     }
 }
 
 impl DerefMut for Tx {
     fn deref_mut(&mut self) -> &mut Connection {
-        &mut self.inner
+        &mut self.connection
     }
 }
 

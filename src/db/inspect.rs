@@ -5,10 +5,9 @@
 use std::path::Path;
 
 use sqlx::Connection as _;
-use sqlx::any::install_default_drivers;
 
 use super::open::{POSTGRES, SQLITE, sqlite_url};
-use super::{Connection, DbError, DbSettings, OpenError, Result};
+use super::{Connection, DbError, DbSettings, OpenError, Result, sqlite};
 use crate::time::Timestamp;
 
 /// A connection that only reads.
@@ -31,7 +30,7 @@ pub enum Schema {
 impl Inspection {
     /// Connects. `None`: the embedded database's file is not there.
     pub async fn open(settings: &DbSettings) -> std::result::Result<Option<Self>, OpenError> {
-        install_default_drivers();
+        sqlite::install_drivers();
         match settings {
             DbSettings::Sqlite { path } => open_sqlite(path).await,
             DbSettings::Postgres { url, .. } => {

@@ -8,6 +8,7 @@ mod error;
 mod gate;
 mod inspect;
 mod open;
+mod sqlite;
 
 pub mod admin_claims;
 pub mod audit;

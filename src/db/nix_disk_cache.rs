@@ -5,10 +5,9 @@
 use std::path::Path;
 
 use sqlx::Connection as _;
-use sqlx::any::install_default_drivers;
 
 use super::open::sqlite_url;
-use super::{Connection, DbError, Result};
+use super::{Connection, DbError, Result, sqlite};
 use crate::time::Timestamp;
 
 /// A client's memory, open for reading.
@@ -34,7 +33,7 @@ pub struct Remembered {
 impl NixDiskCache {
     /// Opens the file at `path`. `None`: it is not there.
     pub async fn open(path: &Path) -> Result<Option<Self>> {
-        install_default_drivers();
+        sqlite::install_drivers();
         if !path.exists() {
             return Ok(None);
         }
@@ -91,7 +90,7 @@ mod tests {
 
     /// A file as Nix 2.8 makes it: `src/libstore/nar-info-disk-cache.cc`.
     async fn made_by_nix(path: &Path) {
-        install_default_drivers();
+        sqlite::install_drivers();
         let mut connection = Connection::connect(&sqlite_url(path, "rwc")).await.unwrap();
         for statement in [
             "CREATE TABLE BinaryCaches (id integer primary key autoincrement not null, url text unique not null, \

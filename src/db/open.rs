@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sqlx::any::{AnyPoolOptions, install_default_drivers};
+use sqlx::any::AnyPoolOptions;
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::pool::PoolConnection;
-use sqlx::{Any, AnyPool, Connection as _};
+use sqlx::{AnyPool, Connection as _};
 use url::Url;
 
-use super::gate::{Gate, Tx, gate_lock_id};
-use super::{Connection, Result};
+use super::gate::{Gate, Held, Tx, gate_lock_id};
+use super::sqlite::Shelf;
+use super::{Connection, Result, sqlite};
 
 /// Where the database is.
 #[derive(Debug, Clone)]
@@ -73,17 +73,30 @@ macro_rules! postgres_begin {
 /// The open database. Cheap to clone.
 #[derive(Clone)]
 pub struct Db {
-    writer: AnyPool,
-    reader: AnyPool,
+    connections: Connections,
     /// Ends this replica before one of its commits.
     #[cfg(test)]
     pub(crate) cut: std::sync::Arc<super::testing::Cut>,
 }
 
+#[derive(Clone)]
+enum Connections {
+    Sqlite {
+        writer: Shelf,
+        readers: Shelf,
+        /// For what reads whole tables, row by row.
+        snapshots: AnyPool,
+    },
+    Postgres {
+        writers: AnyPool,
+        readers: AnyPool,
+    },
+}
+
 impl Db {
     /// Connects, migrates, and checks that commits are durable.
     pub async fn open(settings: &DbSettings) -> std::result::Result<Self, OpenError> {
-        install_default_drivers();
+        sqlite::install_drivers();
         match settings {
             DbSettings::Sqlite { path } => open_sqlite(path).await,
             DbSettings::Postgres { url, connections_max } => open_postgres(url, *connections_max).await,
@@ -92,54 +105,65 @@ impl Db {
 
     /// Begins a write transaction behind the gate. Once committed, nothing takes it back.
     pub async fn begin(&self, gate: Gate) -> Result<Tx> {
-        let statement = if self.is_sqlite() {
-            "PRAGMA synchronous = FULL; BEGIN IMMEDIATE"
-        } else {
-            postgres_begin!(gate, "")
-        };
-        Ok(self.tx(self.writer.begin_with(statement).await?))
+        let (sqlite, postgres) = ("PRAGMA synchronous = FULL; BEGIN IMMEDIATE", postgres_begin!(gate, ""));
+        self.begin_with(sqlite, postgres).await
     }
 
     /// The same, but a power failure may take the commit back until a later one of [`Db::begin`] is on the disk;
     /// the end of this process takes nothing. Costs no flush of the disk: for bookkeeping that is done once more
     /// where it is lost.
     pub async fn begin_lazy(&self, gate: Gate) -> Result<Tx> {
-        let statement = if self.is_sqlite() {
-            "PRAGMA synchronous = NORMAL; BEGIN IMMEDIATE"
-        } else {
-            postgres_begin!(gate, "SET LOCAL synchronous_commit = off; ")
-        };
-        Ok(self.tx(self.writer.begin_with(statement).await?))
+        let sqlite = "PRAGMA synchronous = NORMAL; BEGIN IMMEDIATE";
+        self.begin_with(sqlite, postgres_begin!(gate, "SET LOCAL synchronous_commit = off; ")).await
+    }
+
+    async fn begin_with(&self, sqlite: &'static str, postgres: &'static str) -> Result<Tx> {
+        Ok(match &self.connections {
+            Connections::Sqlite { writer, .. } => {
+                let connection = Held::Lent(writer.lend(SQLITE_PATIENCE).await?);
+                self.tx(connection, sqlite).await?
+            }
+            Connections::Postgres { writers, .. } => {
+                self.tx(Held::Pooled(writers.acquire().await?), postgres).await?
+            }
+        })
     }
 
     /// A transaction that only reads, and sees all rows as they are at its first statement, however long it takes. It
     /// holds no gate, so it may wait for storage.
     pub async fn begin_snapshot(&self) -> Result<Tx> {
-        let statement = if self.is_sqlite() {
-            "BEGIN"
-        } else {
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
-             SET LOCAL idle_in_transaction_session_timeout = '10min'"
+        let (pool, statement) = match &self.connections {
+            Connections::Sqlite { snapshots, .. } => (snapshots, "BEGIN"),
+            Connections::Postgres { readers, .. } => (
+                readers,
+                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
+                 SET LOCAL idle_in_transaction_session_timeout = '10min'",
+            ),
         };
-        Ok(self.tx(self.reader.begin_with(statement).await?))
+        self.tx(Held::Pooled(pool.acquire().await?), statement).await
     }
 
-    fn tx(&self, inner: sqlx::Transaction<'static, sqlx::Any>) -> Tx {
-        Tx::new(
-            inner,
+    async fn tx(&self, connection: Held, statement: &'static str) -> Result<Tx> {
+        Tx::begin(
+            connection,
+            statement,
             #[cfg(test)]
             self.cut.clone(),
         )
+        .await
     }
 
     /// A connection for reading.
-    pub async fn read(&self) -> Result<PoolConnection<Any>> {
-        Ok(self.reader.acquire().await?)
+    pub async fn read(&self) -> Result<Held> {
+        Ok(match &self.connections {
+            Connections::Sqlite { readers, .. } => Held::Lent(readers.lend(SQLITE_PATIENCE).await?),
+            Connections::Postgres { readers, .. } => Held::Pooled(readers.acquire().await?),
+        })
     }
 
     /// Whether this is the embedded database.
     pub fn is_sqlite(&self) -> bool {
-        self.writer.connect_options().database_url.scheme() == "sqlite"
+        matches!(self.connections, Connections::Sqlite { .. })
     }
 
     /// Answers when the database takes statements.
@@ -150,44 +174,45 @@ impl Db {
 
     /// Closes the pools; waits a little for connections that are still out.
     pub async fn close(&self) {
-        let both = async {
-            self.reader.close().await;
-            self.writer.close().await;
+        let all = async {
+            match &self.connections {
+                Connections::Sqlite { writer, readers, snapshots } => {
+                    snapshots.close().await;
+                    readers.close().await;
+                    writer.close().await;
+                }
+                Connections::Postgres { writers, readers } => {
+                    readers.close().await;
+                    writers.close().await;
+                }
+            }
         };
-        // `Pool::close` waits for ever for a connection that is still held.
-        let _ = tokio::time::timeout(Duration::from_secs(5), both).await;
+        // Each waits for ever for a connection that is still held.
+        let _ = tokio::time::timeout(Duration::from_secs(5), all).await;
     }
 }
 
 async fn open_sqlite(path: &Path) -> std::result::Result<Db, OpenError> {
-    let url = sqlite_url(path, "rwc");
-    // One writer: two would meet as "database is locked", and wait longer in all.
-    let writer = AnyPoolOptions::new()
-        .max_connections(1)
-        .acquire_timeout(Duration::from_secs(30))
-        .idle_timeout(None)
-        .max_lifetime(None)
-        // A file does not go away behind our back, and each question costs a turn of the connection's thread.
-        .test_before_acquire(false)
-        .after_connect(|connection, _| Box::pin(set_up_sqlite(connection, false)))
-        .connect(&url)
-        .await
-        .map_err(OpenError::Connect)?;
+    let threaded = |connections, read_only| {
+        AnyPoolOptions::new()
+            .max_connections(connections)
+            .acquire_timeout(SQLITE_PATIENCE)
+            .after_connect(move |connection, _| Box::pin(sqlite::set_up(connection, read_only)))
+    };
+    let first = threaded(1, false).connect(&sqlite_url(path, "rwc")).await.map_err(OpenError::Connect)?;
     let lock_path = path.with_extension("migrate-lock");
     let lock = lock_file(&lock_path).await.map_err(|source| OpenError::Lock { path: lock_path, source })?;
-    migrate(&SQLITE, &writer).await?;
+    migrate(&SQLITE, &first).await?;
     drop(lock);
-    let reader = AnyPoolOptions::new()
-        .max_connections(SQLITE_READERS)
-        .acquire_timeout(Duration::from_secs(30))
-        .test_before_acquire(false)
-        .after_connect(|connection, _| Box::pin(set_up_sqlite(connection, true)))
-        .connect(&url)
-        .await
-        .map_err(OpenError::Connect)?;
+    first.close().await;
+    let snapshots = threaded(SQLITE_SNAPSHOTS, true).connect_lazy(&sqlite_url(path, "rw"));
     Ok(Db {
-        writer,
-        reader,
+        connections: Connections::Sqlite {
+            // One writer: two would meet as "database is locked", and wait longer in all.
+            writer: Shelf::new(path, 1, false),
+            readers: Shelf::new(path, SQLITE_READERS, true),
+            snapshots: snapshots.map_err(OpenError::Connect)?,
+        },
         #[cfg(test)]
         cut: std::sync::Arc::default(),
     })
@@ -215,13 +240,13 @@ async fn open_postgres(url: &Url, connections_max: u32) -> std::result::Result<D
     };
     // Apart: writers that queue at the gate must not keep readers, and the polls of the epochs, waiting. Two at the least:
     // a backup holds one for as long as it takes.
-    let readers = (connections_max / 2).max(2);
-    let writer = pool(connections_max.saturating_sub(readers).max(1)).await.map_err(OpenError::Connect)?;
-    migrate(&POSTGRES, &writer).await?;
-    let reader = pool(readers).await.map_err(OpenError::Connect)?;
+    let readers_max = (connections_max / 2).max(2);
+    let writers =
+        pool(connections_max.saturating_sub(readers_max).max(1)).await.map_err(OpenError::Connect)?;
+    migrate(&POSTGRES, &writers).await?;
+    let readers = pool(readers_max).await.map_err(OpenError::Connect)?;
     Ok(Db {
-        writer,
-        reader,
+        connections: Connections::Postgres { writers, readers },
         #[cfg(test)]
         cut: std::sync::Arc::default(),
     })
@@ -234,23 +259,6 @@ async fn migrate(migrator: &Migrator, pool: &AnyPool) -> std::result::Result<(),
         MigrateError::VersionMismatch(version) => OpenError::Altered { version },
         other => OpenError::Migrate(other),
     })
-}
-
-async fn set_up_sqlite(connection: &mut Connection, read_only: bool) -> sqlx::Result<()> {
-    for pragma in [
-        "PRAGMA journal_mode = WAL",
-        "PRAGMA synchronous = FULL",
-        "PRAGMA foreign_keys = ON",
-        "PRAGMA busy_timeout = 10000",
-        "PRAGMA temp_store = MEMORY",
-        "PRAGMA cache_size = -16384",
-    ] {
-        sqlx::query(pragma).execute(&mut *connection).await?;
-    }
-    if read_only {
-        sqlx::query("PRAGMA query_only = ON").execute(&mut *connection).await?;
-    }
-    Ok(())
 }
 
 async fn set_up_postgres(connection: &mut Connection) -> sqlx::Result<()> {
@@ -283,6 +291,12 @@ const PATH_ENCODED: &percent_encoding::AsciiSet =
 
 /// Readers of the embedded database: more only queue on two cores.
 const SQLITE_READERS: u32 = 4;
+
+/// What reads whole tables at once: backups, and lists of all sealed rows.
+const SQLITE_SNAPSHOTS: u32 = 4;
+
+/// How long a connection is waited for.
+const SQLITE_PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
 pub(super) static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");

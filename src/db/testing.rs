@@ -77,7 +77,7 @@ impl TestDb {
     pub async fn postgres() -> Option<Self> {
         let server = postgres_url()?;
         let name = format!("narvault_test_{}", uuid::Uuid::now_v7().simple());
-        sqlx::any::install_default_drivers();
+        super::sqlite::install_drivers();
         execute(&server, &format!("CREATE DATABASE {name}")).await;
         let mut url = server.clone();
         url.set_path(&name);
