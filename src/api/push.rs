@@ -62,6 +62,9 @@ pub struct Refused {
     pub status: u16,
     /// What is wrong, with which thing, and what to do.
     pub detail: String,
+    /// How long to wait before it is tried again, where a problem of its own would have said so by `Retry-After`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_after_seconds: Option<u64>,
 }
 
 /// Asks which NARs stand here already: left by a push that was interrupted, or pushed under another name.

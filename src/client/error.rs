@@ -131,14 +131,13 @@ impl Error {
 
     /// What the server said about one thing of many, as if that had been the call.
     pub(super) fn from_refused(refused: Refused) -> Self {
-        let Refused { kind, status, detail } = refused;
-        Self::Problem(Box::new(Problem {
-            kind,
-            title: String::new(),
-            status,
-            detail,
-            request_id: String::new(),
-        }))
+        let Refused { kind, status, detail, retry_after_seconds } = refused;
+        let (title, request_id) = (String::new(), String::new());
+        let error = Self::Problem(Box::new(Problem { kind, title, status, detail, request_id }));
+        match retry_after_seconds {
+            Some(seconds) => Self::AskedToWait { seconds, error: Box::new(error) },
+            None => error,
+        }
     }
 
     /// The status of the answer, where there was one.

@@ -99,7 +99,8 @@ impl Refusal {
 
     /// One refusal of many in an answer that is none.
     pub fn one_of_many(self) -> Refused {
-        Refused { kind: self.kind(), status: self.status.as_u16(), detail: self.detail }
+        let (kind, status) = (self.kind(), self.status.as_u16());
+        Refused { kind, status, detail: self.detail, retry_after_seconds: self.retry_after_seconds }
     }
 
     fn kind(&self) -> String {
@@ -192,3 +193,26 @@ const READ_ONLY: &str = "read-only";
 
 /// Nix drops a body of 1024 bytes and more.
 const PLAIN_BYTES_MAX: usize = 1000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_of_many_asks_for_the_wait_that_an_answer_of_its_own_would_have_asked_for() {
+        let too_many = Error::TooMany { retry_after_seconds: 59 };
+        for (error, expected) in [
+            (Error::Busy, Some(10)),
+            (Error::Sealed, Some(30)),
+            (too_many, Some(59)),
+            (Error::Forbidden, None),
+        ] {
+            let refusal = Refusal::from(error);
+            let header = refusal.retry_after_seconds;
+
+            let one = refusal.one_of_many();
+
+            assert_eq!((one.retry_after_seconds, header), (expected, expected), "{one:?}");
+        }
+    }
+}

@@ -7,9 +7,9 @@ use narvault::api::PathQuery;
 use narvault::nix::nar::build::Node;
 use serde_json::Value;
 
-use crate::push::{done, noise, noisy, pulled_unchanged, push, pusher, summary};
+use crate::push::{done, noise, noisy, pulled_unchanged, push, pusher, store_path, summary};
 use crate::support::nix::{Nix, require_nix};
-use crate::support::proxy::{Manners, Proxy};
+use crate::support::proxy::{Hazard, Manners, Proxy, REFUSAL_DETAIL};
 use crate::support::server::{Backend, TestServer, on_each_backend};
 
 /// Kills a push once the server has accepted so many files and parts, pushes again, and counts.
@@ -177,5 +177,82 @@ async fn a_proxy_of_bad_manners_costs_time_and_nothing_else() {
     assert!(ended.stderr.contains("trying again in"), "{}", ended.stderr);
     assert!(proxy.largest_body() <= 17 << 20, "{} bytes", proxy.largest_body());
     pulled_unchanged(&nix, &server, &alice, &paths).await;
+    server.stop().await;
+}
+
+on_each_backend! {
+    async fn a_hostile_proxy_costs_time_and_nothing_else_whatever_it_does_when(server: TestServer) {
+        let nix = require_nix!();
+        let (alice, token) = pusher(&nix, &server).await;
+        let mut paths = noisy(&alice, 24, 900_000).await;
+        for name in ["large", "larger"] {
+            paths.push(alice.add(name, &Node::file(noise(name, 36 << 20)), &[]).await);
+        }
+        let mut tiny: Vec<(String, Node, Vec<String>)> = Vec::new();
+        for number in 0..400 {
+            let before = tiny.last().map(|(path, ..)| path.clone()).into_iter().collect();
+            let text = Node::file(noise(&format!("tiny-{number}"), 2_000));
+            tiny.push((store_path(&format!("tiny-{number}")), text, before));
+        }
+        alice.add_all(&tiny).await;
+        paths.extend([399, 200, 0].map(|at: usize| tiny[at].0.clone()));
+        let manners =
+            Manners { body_size_bytes_max: Some(32 << 20), hazard: Some(Hazard::new()), ..Manners::default() };
+        let proxy = Proxy::before(&server.url, manners).await;
+        let arguments: Vec<&str> = ["main"].into_iter().chain(paths.iter().map(String::as_str)).collect();
+
+        let ended = push(&alice, &proxy.url, &token, &arguments).await;
+
+        assert!(summary(&ended).starts_with("426 new, 0 already there"), "{ended:?}");
+        assert!(proxy.mishaps() >= 6, "{} of {} requests", proxy.mishaps(), proxy.requests());
+        assert!(ended.stderr.contains("trying again in"), "{}", ended.stderr);
+        assert!(proxy.largest_body() <= 17 << 20, "{} bytes", proxy.largest_body());
+        assert_eq!(server.admin().cache("main").await.unwrap().paths, 426);
+        // Nix fetches a chain path by path, and takes its time: all of it once, elsewhere the first of it.
+        if server.site.backend != Backend::SQLITE_DISK {
+            paths.truncate(26);
+            paths.push(tiny[40].0.clone());
+        }
+        pulled_unchanged(&nix, &server, &alice, &paths).await;
+        server.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_the_server_asks_to_wait_with_is_waited_with_alone() {
+    let nix = require_nix!();
+    let server = TestServer::start(Backend::SQLITE_DISK).await.unwrap();
+    let (alice, token) = pusher(&nix, &server).await;
+    let paths = noisy(&alice, 3, 20_000).await;
+    let proxy = Proxy::before(&server.url, Manners { postpone_file: Some(2), ..Manners::default() }).await;
+    let arguments: Vec<&str> = ["main"].into_iter().chain(paths.iter().map(String::as_str)).collect();
+
+    let ended = push(&alice, &proxy.url, &token, &arguments).await;
+
+    assert!(summary(&ended).starts_with("3 new, 0 already there"), "{ended:?}");
+    assert!(ended.stderr.contains(&format!("{REFUSAL_DETAIL}; trying again in 2.")), "{ended:?}");
+    let waited = proxy.distances();
+    assert!(waited.iter().any(|waited| *waited >= Duration::from_secs(2)), "{waited:?}");
+    // The one again, and the two others not.
+    let mut times: Vec<usize> = proxy.accepted().into_values().collect();
+    times.sort_unstable();
+    assert_eq!(times, [1, 1, 2]);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_is_to_be_waited_with_for_too_long_ends_the_push_with_their_words() {
+    let nix = require_nix!();
+    let server = TestServer::start(Backend::SQLITE_DISK).await.unwrap();
+    let (alice, token) = pusher(&nix, &server).await;
+    let paths = noisy(&alice, 2, 20_000).await;
+    let proxy = Proxy::before(&server.url, Manners { postpone_file: Some(301), ..Manners::default() }).await;
+    let arguments: Vec<&str> = ["main"].into_iter().chain(paths.iter().map(String::as_str)).collect();
+
+    let ended = push(&alice, &proxy.url, &token, &arguments).await;
+
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    let told = format!("error: {REFUSAL_DETAIL}\nhint: run the same again after 301 s, as the answer asks\n");
+    assert!(ended.stderr.ends_with(&told), "{ended:?}");
     server.stop().await;
 }

@@ -10,7 +10,7 @@ use super::super::http::Client;
 use super::News;
 use super::pack::{ALONE_BYTES_MIN, Packed};
 use super::plan::Index;
-use super::retry::{Patience, Retry, persist, random_fraction};
+use super::retry::{Patience, Retry, Waits, persist};
 use crate::api::{BATCH_FILES_MAX, BATCH_SIZE_BYTES_MAX, NarFrame, NarsStored, Refused};
 
 /// A file for a batch, and the paths whose NAR it is.
@@ -80,7 +80,7 @@ pub async fn send(
 ) -> Result<Vec<Option<Refused>>, Error> {
     let mut outcomes: Vec<Option<Refused>> = vec![None; files.len()];
     let mut left: Vec<usize> = (0..files.len()).collect();
-    let mut attempts = 0;
+    let mut waits = Waits::new(Patience::LONG);
     loop {
         let body = body(left.iter().map(|&at| &files[at]));
         let post = || client.nars(cache, body.clone());
@@ -104,9 +104,11 @@ pub async fn send(
                 }
             }
         }
-        attempts += 1;
-        let wait = Patience::LONG.wait(attempts, None, random_fraction());
-        let (Some(&first), Some(wait)) = (again.first(), wait) else { return Ok(outcomes) };
+        let passing = || again.iter().filter_map(|&at| outcomes[at].as_ref());
+        let asked_seconds = passing().filter_map(|refused| refused.retry_after_seconds).max();
+        let (Some(&first), Some(wait)) = (again.first(), waits.next(asked_seconds)) else {
+            return Ok(outcomes);
+        };
         let reason = outcomes[first].as_ref().map_or(String::new(), |refused| refused.detail.clone());
         News::retry(news, Retry { reason, wait });
         tokio::time::sleep(wait).await;

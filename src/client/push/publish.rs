@@ -8,7 +8,7 @@ use super::super::error::{Error, is_passing};
 use super::super::http::Client;
 use super::News;
 use super::plan::Stored;
-use super::retry::{Patience, Retry, persist, random_fraction};
+use super::retry::{Patience, Retry, Waits, persist};
 use crate::api::{PUBLISH_SIZE_BYTES_MAX, PublishOutcome, PublishRequest, Refused};
 use crate::nix::narinfo::NarInfoText;
 use crate::nix::path_info::PathInfo;
@@ -46,15 +46,14 @@ pub async fn send(
 ) -> Result<Vec<Answered>, Error> {
     let request = PublishRequest { narinfos };
     let mut found_new = vec![false; request.narinfos.len()];
-    let mut rounds = 0;
+    let mut waits = Waits::new(Patience::LONG);
     loop {
         let post = || client.publish(cache, &request);
         let (answer, attempts) = persist(Patience::LONG, |retry| News::retry(news, retry), post).await?;
         if answer.results.len() != found_new.len() {
             return Err(client.answer_of_another_form());
         }
-        rounds += 1;
-        let mut passing = None;
+        let (mut passing, mut asked_seconds) = (None, None);
         let mut answers = Vec::with_capacity(found_new.len());
         for (result, found_new) in answer.results.into_iter().zip(&mut found_new) {
             // After an answer that was lost, or a round before this one, "again" may be our own doing.
@@ -66,14 +65,14 @@ pub async fn send(
                 (PublishOutcome::Refused, Some(refused)) => {
                     if is_passing(refused.status, &refused.kind) {
                         passing.get_or_insert_with(|| refused.detail.clone());
+                        asked_seconds = asked_seconds.max(refused.retry_after_seconds);
                     }
                     Answered::Refused(refused)
                 }
                 (PublishOutcome::Refused, None) => return Err(client.answer_of_another_form()),
             });
         }
-        let wait = Patience::LONG.wait(rounds, None, random_fraction());
-        let (Some(reason), Some(wait)) = (passing, wait) else { return Ok(answers) };
+        let (Some(reason), Some(wait)) = (passing, waits.next(asked_seconds)) else { return Ok(answers) };
         News::retry(news, Retry { reason, wait });
         tokio::time::sleep(wait).await;
     }

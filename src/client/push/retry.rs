@@ -23,7 +23,7 @@ impl Patience {
 
     /// How long to wait after `attempts` vain ones, or `None` when it is enough, or when more is asked for than
     /// [`ASKED_SECONDS_MAX`]. `fraction` is drawn from 0 to 1.
-    pub fn wait(self, attempts: u32, asked_seconds: Option<u64>, fraction: f64) -> Option<Duration> {
+    fn wait(self, attempts: u32, asked_seconds: Option<u64>, fraction: f64) -> Option<Duration> {
         if attempts >= self.attempts_max {
             return None;
         }
@@ -51,25 +51,43 @@ pub async fn persist<T, F: Future<Output = Result<T, Error>>>(
     notice: impl Fn(Retry),
     call: impl Fn() -> F,
 ) -> Result<(T, u32), Error> {
-    let (mut attempts, mut asked_seconds_sum) = (0, 0_u64);
+    let mut waits = Waits::new(patience);
     loop {
         let error = match call().await {
-            Ok(answer) => return Ok((answer, attempts + 1)),
+            Ok(answer) => return Ok((answer, waits.attempts + 1)),
             Err(error) => error,
         };
-        attempts += 1;
-        let asked_seconds = error.wait_seconds();
-        asked_seconds_sum = asked_seconds_sum.saturating_add(asked_seconds.unwrap_or(0));
-        let may_go_on = error.is_passing() && asked_seconds_sum <= ASKED_SECONDS_SUM_MAX;
-        let wait = patience.wait(attempts, asked_seconds, random_fraction());
-        let Some(wait) = wait.filter(|_| may_go_on) else { return Err(error) };
+        let wait = waits.next(error.wait_seconds()).filter(|_| error.is_passing());
+        let Some(wait) = wait else { return Err(error) };
         notice(Retry { reason: error.to_string(), wait });
         tokio::time::sleep(wait).await;
     }
 }
 
+/// The waits between attempts at one thing, until patience ends.
+pub struct Waits {
+    patience: Patience,
+    attempts: u32,
+    asked_seconds_sum: u64,
+}
+
+impl Waits {
+    /// Before the first attempt.
+    pub fn new(patience: Patience) -> Self {
+        Self { patience, attempts: 0, asked_seconds_sum: 0 }
+    }
+
+    /// How long to wait after one more vain attempt, whose answer asked for so many seconds.
+    pub fn next(&mut self, asked_seconds: Option<u64>) -> Option<Duration> {
+        self.attempts += 1;
+        self.asked_seconds_sum = self.asked_seconds_sum.saturating_add(asked_seconds.unwrap_or(0));
+        let wait = self.patience.wait(self.attempts, asked_seconds, random_fraction());
+        wait.filter(|_| self.asked_seconds_sum <= ASKED_SECONDS_SUM_MAX)
+    }
+}
+
 /// From 0 to 1. The keys of the standard library's hashers are random, which is random enough for a waiting time.
-pub fn random_fraction() -> f64 {
+fn random_fraction() -> f64 {
     RandomState::new().build_hasher().finish() as f64 / u64::MAX as f64
 }
 

@@ -573,6 +573,7 @@ fn refused() -> Refused {
         detail:
             "the file's SHA-256 is another one than its name says; it was damaged on its way, or misnamed"
                 .into(),
+        retry_after_seconds: None,
     }
 }
 

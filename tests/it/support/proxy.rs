@@ -1,5 +1,5 @@
-//! A proxy before a narvault server that behaves as badly as real ones do, by a fixed pattern, and that remembers what
-//! the server accepted.
+//! A proxy before a narvault server that behaves as badly as real ones do, by a fixed pattern or by chance, and that
+//! remembers what the server accepted.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,11 +15,12 @@ use hyper::body::{Body as _, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
-use narvault::api::{NarFrame, NarsStored, PartUrl, Problem};
+use narvault::api::{NarFrame, NarsStored, PartUrl, Problem, Refused};
+use narvault::nix::hash::Sha256Digest;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use super::PATIENCE;
+use super::{PATIENCE, variable};
 
 /// What the proxy does wrong. Requests are counted from 1; 0 is never.
 #[derive(Clone, Copy, Debug, Default)]
@@ -46,6 +47,62 @@ pub struct Manners {
     pub lose_bucket: bool,
     /// Answers that the server never hears of.
     pub refusals: &'static [Refusal],
+    /// What happens by chance, beside all that.
+    pub hazard: Option<Hazard>,
+    /// Of the first batch of files, the first one is said to have failed in passing, with this many seconds to wait.
+    pub postpone_file: Option<u64>,
+    /// The `Date` of every answer, in place of the server's.
+    pub date: &'static str,
+}
+
+/// Half of all requests go wrong: of each eight that follow one another four, one in each of four ways. Which of the
+/// eight, and how late answers are, follows from the seed and the request's number alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Hazard {
+    pub seed: u64,
+}
+
+/// What goes wrong with a request by chance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mishap {
+    BadGateway,
+    Cut,
+    CutBody,
+    LoseAnswer,
+}
+
+impl Hazard {
+    /// With a seed that is printed, and that `NARVAULT_TEST_SEED` sets, to see a failure again.
+    pub fn new() -> Self {
+        let seed = match variable("NARVAULT_TEST_SEED") {
+            Some(text) => text.parse().expect("NARVAULT_TEST_SEED is a whole number"),
+            None => uuid::Uuid::now_v7().as_u64_pair().1,
+        };
+        println!("seed: run again with NARVAULT_TEST_SEED={seed}");
+        Self { seed }
+    }
+
+    /// For the request of this number, counted from 1.
+    fn mishap(self, number: usize) -> Option<Mishap> {
+        let [round, at] = [(number - 1) / 8, (number - 1) % 8];
+        let mut fates = [None; 8];
+        fates[..4].copy_from_slice(
+            &[Mishap::BadGateway, Mishap::Cut, Mishap::CutBody, Mishap::LoseAnswer].map(Some),
+        );
+        let draws = self.draw("order", round);
+        for last in (1..8).rev() {
+            fates.swap(last, usize::from(draws[last]) % (last + 1));
+        }
+        fates[at]
+    }
+
+    fn delay(self, number: usize) -> Duration {
+        Duration::from_millis(u64::from(self.draw("delay", number)[0]) / 4)
+    }
+
+    fn draw(self, what: &str, number: usize) -> [u8; 32] {
+        Sha256Digest::of(format!("{} {what} {number}", self.seed).as_bytes()).0
+    }
 }
 
 /// An answer in place of the server's.
@@ -90,6 +147,12 @@ struct Shared {
     bucket_urls: AtomicUsize,
     /// When each request came.
     came: Mutex<Vec<Instant>>,
+    /// How often in a row something went wrong by chance, for each address.
+    in_a_row: Mutex<BTreeMap<String, usize>>,
+    /// How often in all.
+    mishaps: AtomicUsize,
+    /// Batches of files whose first one was looked at for [`Manners::postpone_file`].
+    postponed: AtomicUsize,
 }
 
 impl Proxy {
@@ -110,6 +173,9 @@ impl Proxy {
             may_publish: watch::Sender::new(!manners.hold_publications),
             bucket_urls: AtomicUsize::new(0),
             came: Mutex::default(),
+            in_a_row: Mutex::default(),
+            mishaps: AtomicUsize::new(0),
+            postponed: AtomicUsize::new(0),
         });
         let accepting = shared.clone();
         tokio::spawn(async move {
@@ -175,6 +241,11 @@ impl Proxy {
         came.windows(2).map(|pair| pair[1] - pair[0]).collect()
     }
 
+    /// How often something went wrong by chance.
+    pub fn mishaps(&self) -> usize {
+        self.shared.mishaps.load(Ordering::SeqCst)
+    }
+
     /// How many requests came.
     pub fn requests(&self) -> usize {
         self.shared.requests.load(Ordering::SeqCst)
@@ -187,11 +258,13 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<R
     let number = shared.requests.fetch_add(1, Ordering::SeqCst) + 1;
     shared.came.lock().unwrap().push(Instant::now());
     let is_nth = |every: usize| every > 0 && number.is_multiple_of(every);
-    if is_nth(manners.cut_every) {
+    let mishap = shared.mishap(number, request.uri().path());
+    if is_nth(manners.cut_every) || mishap == Some(Mishap::Cut) {
         return Err(io::ErrorKind::ConnectionAborted.into());
     }
     let (parts, mut body) = request.into_parts();
-    if is_nth(manners.cut_body_every) && body.size_hint().lower() > 1 {
+    let cut_body = is_nth(manners.cut_body_every) || mishap == Some(Mishap::CutBody);
+    if cut_body && body.size_hint().lower() > 1 {
         let half = body.size_hint().lower() / 2;
         let mut read = 0;
         while read < half {
@@ -209,7 +282,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<R
     if let Some(refusal) = manners.refusals.iter().find(|refusal| [0, number].contains(&refusal.request)) {
         return Ok(refusal.answer());
     }
-    if is_nth(manners.bad_gateway_every) {
+    if is_nth(manners.bad_gateway_every) || mishap == Some(Mishap::BadGateway) {
         return Ok(page(502));
     }
     if manners.body_size_bytes_max.is_some_and(|max| body.len() > max) {
@@ -228,12 +301,19 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<R
     }
     let answer = forward(&shared.server, Request::from_parts(parts, Full::new(body.clone()))).await;
     // As a proxy does whose server is gone.
-    let Ok(answer) = answer else { return Ok(page(502)) };
+    let Ok(mut answer) = answer else { return Ok(page(502)) };
     if answer.status().is_success() {
         remember(&shared, &method, &path, &body, answer.body());
     }
-    tokio::time::sleep(manners.delay).await;
-    if is_nth(manners.lose_answer_every) {
+    if let Some(seconds) = manners.postpone_file.filter(|_| path.ends_with("/nars")) {
+        postpone_first(&shared, &mut answer, seconds);
+    }
+    if !manners.date.is_empty() {
+        answer.headers_mut().insert("date", manners.date.parse().unwrap());
+    }
+    let by_chance = manners.hazard.map_or(Duration::ZERO, |hazard| hazard.delay(number));
+    tokio::time::sleep(manners.delay + by_chance).await;
+    if is_nth(manners.lose_answer_every) || mishap == Some(Mishap::LoseAnswer) {
         return Err(io::ErrorKind::ConnectionAborted.into());
     }
     if is_nth(manners.cut_answer_every) && answer.body().len() > 1 {
@@ -241,6 +321,40 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<R
         return Ok(answer.map(half));
     }
     Ok(answer.map(whole))
+}
+
+impl Shared {
+    /// What goes wrong with a request by chance. Never more than twice in a row at one address: that is as much as whoever
+    /// calls a server for the first time puts up with.
+    fn mishap(&self, number: usize, path: &str) -> Option<Mishap> {
+        let mishap = self.manners.hazard?.mishap(number);
+        let mut in_a_row = self.in_a_row.lock().unwrap();
+        let in_a_row = in_a_row.entry(path.to_owned()).or_default();
+        if mishap.is_none() || *in_a_row == 2 {
+            *in_a_row = 0;
+            return None;
+        }
+        *in_a_row += 1;
+        self.mishaps.fetch_add(1, Ordering::SeqCst);
+        mishap
+    }
+}
+
+/// Says of the first file of the first batch that it failed in passing.
+fn postpone_first(shared: &Shared, answer: &mut Response<Bytes>, seconds: u64) {
+    if shared.postponed.fetch_add(1, Ordering::SeqCst) > 0 {
+        return;
+    }
+    let mut stored: NarsStored = serde_json::from_slice(answer.body()).unwrap();
+    stored.results[0].refused = Some(Refused {
+        kind: "urn:narvault:problem:busy".to_owned(),
+        status: 503,
+        detail: REFUSAL_DETAIL.to_owned(),
+        retry_after_seconds: Some(seconds),
+    });
+    let body: Bytes = serde_json::to_vec(&stored).unwrap().into();
+    answer.headers_mut().remove("content-length");
+    *answer.body_mut() = body;
 }
 
 type Body = BoxBody<Bytes, io::Error>;
