@@ -16,7 +16,10 @@ use super::Context;
 use super::failure::{Exit, Failure};
 use super::output::{Printer, to_stderr};
 use super::text::{plain, size};
-use crate::client::push::{Event, LocalStore, Packing, PushError, PushOptions, Report, push};
+use crate::client::push::{
+    Event, LocalStore, PART_SIZE_BYTES_MAX, PART_SIZE_BYTES_MIN, Packing, PushError, PushOptions, Report,
+    push,
+};
 use crate::heap;
 use crate::nix::compression::Compression;
 
@@ -61,7 +64,16 @@ pub struct HowArgs {
     /// 1 to 19 for zstd [default: 3], 0 to 9 for xz [default: 6]
     #[arg(long, value_name = "N")]
     level: Option<i32>,
+    /// Send large files in parts of so many MiB, and no larger body
+    #[arg(
+        long, value_name = "MIB", default_value_t = 16,
+        value_parser = clap::value_parser!(u16).range(PART_MIB_MIN..=PART_MIB_MAX)
+    )]
+    part_size: u16,
 }
+
+const PART_MIB_MIN: i64 = (PART_SIZE_BYTES_MIN >> 20) as i64;
+const PART_MIB_MAX: i64 = (PART_SIZE_BYTES_MAX >> 20) as i64;
 
 // Not documentation, which clap would print.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -87,6 +99,7 @@ impl HowArgs {
             closure: !self.no_closure,
             jobs: self.jobs.map_or(usual.jobs, usize::from),
             packing,
+            part_size_bytes: usize::from(self.part_size) << 20,
             ..usual
         })
     }

@@ -110,7 +110,7 @@ impl Error {
             }
             Self::AskedToWait { error, .. } => error.hint(),
             Self::Foreign { status: 413, .. } => Some(
-                "a proxy on the way refuses bodies of this size: let it take 17 MiB (nginx: `client_max_body_size`)"
+                "a proxy on the way refuses bodies of this size: let it take 17 MiB (nginx: `client_max_body_size`), or push with a smaller `--part-size`"
                     .into(),
             ),
             Self::Foreign { .. } => {

@@ -44,13 +44,15 @@ pub struct PushOptions {
     /// How many NARs are made at once: each takes a processor.
     pub jobs: usize,
     pub packing: Packing,
+    /// Size of the parts of large files, from [`PART_SIZE_BYTES_MIN`] to [`PART_SIZE_BYTES_MAX`]; no batch is larger.
+    pub part_size_bytes: usize,
 }
 
 impl Default for PushOptions {
     fn default() -> Self {
         let jobs = std::thread::available_parallelism().map_or(1, usize::from).min(JOBS_USUAL_MAX);
         let (store, packing) = (LocalStore::default(), Packing::default());
-        Self { store, closure: true, dry_run: false, jobs, packing }
+        Self { store, closure: true, dry_run: false, jobs, packing, part_size_bytes: pack::PART_SIZE_BYTES }
     }
 }
 
@@ -272,6 +274,12 @@ impl News {
         let _ = news.send(Self::Retry(retry));
     }
 }
+
+/// Smallest parts: what S3 takes.
+pub const PART_SIZE_BYTES_MIN: usize = 5 * 1024 * 1024;
+
+/// Largest parts that a server takes.
+pub const PART_SIZE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Most hashes of one question, as the server takes.
 const HASHES_MAX: usize = 10_000;

@@ -256,3 +256,54 @@ async fn a_file_that_is_to_be_waited_with_for_too_long_ends_the_push_with_their_
     assert!(ended.stderr.ends_with(&told), "{ended:?}");
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_body_is_larger_than_the_parts_that_were_asked_for() {
+    let nix = require_nix!();
+    let server = TestServer::start(Backend::SQLITE_DISK).await.unwrap();
+    let (alice, token) = pusher(&nix, &server).await;
+    // Some for batches, some that go alone, one just above a part, and a large one.
+    let mut paths = noisy(&alice, 12, 900_000).await;
+    for (name, size) in [("alone", 4_500_000), ("above", (5 << 20) + 1), ("large", 24 << 20)] {
+        paths.push(alice.add(name, &Node::file(noise(name, size)), &[]).await);
+    }
+    let manners = Manners { body_size_bytes_max: Some((5 << 20) + 1024), ..Manners::default() };
+    let proxy = Proxy::before(&server.url, manners).await;
+    let arguments: Vec<&str> = ["main"].into_iter().chain(paths.iter().map(String::as_str)).collect();
+
+    let usual = push(&alice, &proxy.url, &token, &["main", &paths[14]]).await;
+    let small = push(&alice, &proxy.url, &token, &[&arguments[..], &["--part-size", "5"]].concat()).await;
+
+    assert_eq!(usual.code, Some(4), "{usual:?}");
+    assert!(usual.stderr.contains("--part-size"), "{usual:?}");
+    assert!(summary(&small).starts_with("15 new, 0 already there"), "{small:?}");
+    for (size, told) in [("4", "is not in 5..=64"), ("65", "is not in 5..=64"), ("all", "invalid value")] {
+        let refused = push(&alice, &proxy.url, &token, &["main", &paths[0], "--part-size", size]).await;
+        assert_eq!(refused.code, Some(2), "{refused:?}");
+        assert!(refused.stderr.contains(told), "{refused:?}");
+    }
+    pulled_unchanged(&nix, &server, &alice, &paths).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parts_may_be_as_large_as_a_server_takes_and_an_upload_with_others_begins_anew() {
+    let nix = require_nix!();
+    let server = TestServer::start(Backend::SQLITE_DISK).await.unwrap();
+    let (alice, token) = pusher(&nix, &server).await;
+    let paths = noisy(&alice, 1, 70 << 20).await;
+    let manners = Manners { hold_after: Some(1), ..Manners::default() };
+    let holding = Proxy::before(&server.url, manners).await;
+    let mut first = alice.narvault_push(&holding.url, &token, ["main", paths[0].as_str()]).spawn().unwrap();
+    holding.wait_for(1).await;
+    first.kill().await.unwrap();
+    let proxy = Proxy::before(&server.url, Manners::default()).await;
+
+    let second = push(&alice, &proxy.url, &token, &["--json", "main", &paths[0], "--part-size", "64"]).await;
+
+    let done = done(&second);
+    assert_eq!((&done["new"], &done["bytes_kept"]), (&1.into(), &0.into()), "{done}");
+    assert_eq!((proxy.accepted().len(), proxy.largest_body()), (2, 64 << 20));
+    pulled_unchanged(&nix, &server, &alice, &paths).await;
+    server.stop().await;
+}

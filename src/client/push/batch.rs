@@ -8,10 +8,10 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::super::error::{Error, is_passing};
 use super::super::http::Client;
 use super::News;
-use super::pack::{ALONE_BYTES_MIN, Packed};
+use super::pack::{ALONE_BYTES_MIN, Packed, batch_bytes_max};
 use super::plan::Index;
 use super::retry::{Patience, Retry, Waits, persist};
-use crate::api::{BATCH_FILES_MAX, BATCH_SIZE_BYTES_MAX, NarFrame, NarsStored, Refused};
+use crate::api::{BATCH_FILES_MAX, NarFrame, NarsStored, Refused};
 
 /// A file for a batch, and the paths whose NAR it is.
 pub struct Small {
@@ -32,13 +32,18 @@ impl Small {
 }
 
 /// Files that wait for a batch.
-#[derive(Default)]
 pub struct Gathered {
     files: Vec<Small>,
     size: usize,
+    batch_bytes_max: usize,
 }
 
 impl Gathered {
+    /// None yet, of a push whose parts have this size.
+    pub fn new(part_size_bytes: usize) -> Self {
+        Self { files: Vec::new(), size: 0, batch_bytes_max: batch_bytes_max(part_size_bytes) }
+    }
+
     /// Adds the file of a NAR.
     pub fn push(&mut self, group: Vec<Index>, packed: Packed) {
         let frame = NarFrame { file: packed.stored.file.to_string(), size_bytes: packed.stored.file_size };
@@ -56,11 +61,11 @@ impl Gathered {
         self.size >= ENOUGH_BYTES || self.files.len() >= ENOUGH_FILES
     }
 
-    /// The next batch: at most what the wire allows.
+    /// The next batch: at most what the wire and the size of parts allow.
     pub fn take(&mut self) -> Vec<Small> {
         let (mut count, mut size) = (0, 0);
         for small in self.files.iter().take(BATCH_FILES_MAX) {
-            if size + small.size() > BATCH_SIZE_BYTES_MAX as usize {
+            if size + small.size() > self.batch_bytes_max {
                 break;
             }
             size += small.size();
@@ -132,14 +137,18 @@ const ENOUGH_FILES: usize = 250;
 
 #[cfg(test)]
 mod tests {
-    use super::super::pack::Part;
+    use super::super::pack::{PART_SIZE_BYTES, Part};
     use super::super::plan::Stored;
     use super::*;
     use crate::nix::compression::{Compression, NarFileName};
     use crate::nix::hash::{FileHash, Sha256Digest};
 
     fn gathered(sizes: &[usize]) -> Gathered {
-        let mut gathered = Gathered::default();
+        gathered_in(PART_SIZE_BYTES, sizes)
+    }
+
+    fn gathered_in(part_size_bytes: usize, sizes: &[usize]) -> Gathered {
+        let mut gathered = Gathered::new(part_size_bytes);
         for (index, &size) in sizes.iter().enumerate() {
             let bytes = Bytes::from(vec![0; size]);
             let file = NarFileName {
@@ -162,6 +171,16 @@ mod tests {
         let groups = |files: &[Small]| files.iter().map(|small| small.group[0]).collect::<Vec<_>>();
         assert_eq!((groups(&first), groups(&second)), (vec![0, 1], vec![2, 3]));
         assert!(gathered.is_empty() && gathered.size == 0);
+    }
+
+    #[test]
+    fn no_batch_is_larger_than_a_part() {
+        let mut gathered = gathered_in(5 << 20, &[4 << 20, 2 << 20, 2 << 20]);
+
+        let sizes: Vec<usize> = (0..2).map(|_| gathered.take().iter().map(Small::size).sum()).collect();
+
+        assert!(gathered.is_empty() && sizes.iter().all(|size| *size <= 5 << 20), "{sizes:?}");
+        assert_eq!(gathered_in(64 << 20, &[9 << 20, 9 << 20]).take().len(), 1, "the wire allows no more");
     }
 
     #[test]

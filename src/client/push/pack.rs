@@ -113,6 +113,7 @@ pub struct Part {
 /// Whoever waits for a buffer holds none, whatever stays in one is sent without waiting for others, and whoever waits to
 /// be held keeps no file that is held from being sent: so nobody waits for ever.
 pub struct Room {
+    part_size_bytes: usize,
     buffers: Arc<Semaphore>,
     /// Made once and used again and again: an allocator keeps what it is given back, in as many places as there are
     /// threads.
@@ -121,10 +122,11 @@ pub struct Room {
 }
 
 impl Room {
-    /// Room for so many parts at once, and for so many bytes of whole files; the largest one has to fit.
-    pub fn new(parts: usize, held_bytes: usize) -> Arc<Self> {
+    /// Room for so many parts of this size at once, and for so many bytes of whole files; the largest one has to fit.
+    pub fn new(parts: usize, part_size_bytes: usize, held_bytes: usize) -> Arc<Self> {
         let held = Semaphore::new(held_bytes / HELD_PIECE_BYTES);
         Arc::new(Self {
+            part_size_bytes,
             buffers: Arc::new(Semaphore::new(parts)),
             free: Mutex::default(),
             held: Arc::new(held),
@@ -136,7 +138,7 @@ impl Room {
         let permit = tokio::runtime::Handle::current().block_on(self.buffers.clone().acquire_owned());
         let permit = permit.map_err(io::Error::other)?;
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let bytes = free.unwrap_or_else(|| Vec::with_capacity(PART_SIZE_BYTES));
+        let bytes = free.unwrap_or_else(|| Vec::with_capacity(self.part_size_bytes));
         Ok(Buffer { bytes, room: self.clone(), _permit: permit })
     }
 
@@ -360,7 +362,7 @@ impl<'a> Parts<'a> {
 
     /// The whole file, or `None` if nobody takes it any more.
     fn finish(mut self, compression: Compression) -> io::Result<Option<Packed>> {
-        let is_whole = self.sent == 0 && self.filled() <= WHOLE_BYTES_MAX;
+        let is_whole = self.sent == 0 && self.filled() <= whole_bytes_max(self.room.part_size_bytes);
         if !is_whole && !self.send() {
             return Ok(None);
         }
@@ -394,10 +396,10 @@ impl<'a> Parts<'a> {
 
 impl Write for Parts<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.filled() == PART_SIZE_BYTES && !self.send() {
+        if self.filled() == self.room.part_size_bytes && !self.send() {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        let taken = bytes.len().min(PART_SIZE_BYTES - self.filled());
+        let taken = bytes.len().min(self.room.part_size_bytes - self.filled());
         if self.large.is_none() && self.small.len() + taken > SMALL_BYTES {
             let mut buffer = self.room.take()?;
             buffer.bytes.append(&mut self.small);
@@ -415,11 +417,18 @@ impl Write for Parts<'_> {
     }
 }
 
-/// Size of each part but the last: below the limits of common proxies.
+/// Size of each part but the last, unless told: below the limits of common proxies.
 pub const PART_SIZE_BYTES: usize = 16 * 1024 * 1024;
 
+/// Largest batch: what the wire allows, and no more than a part.
+pub fn batch_bytes_max(part_size_bytes: usize) -> usize {
+    part_size_bytes.min(BATCH_SIZE_BYTES_MAX as usize)
+}
+
 /// Largest file that fits a batch.
-const WHOLE_BYTES_MAX: usize = BATCH_SIZE_BYTES_MAX as usize - FRAME_LINE_BYTES_MAX;
+fn whole_bytes_max(part_size_bytes: usize) -> usize {
+    batch_bytes_max(part_size_bytes) - FRAME_LINE_BYTES_MAX
+}
 
 /// From this size on a file is worth a request of its own, and stays in the buffer that it was made in: copies of such a
 /// size are what an allocator keeps for long.

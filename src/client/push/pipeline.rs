@@ -5,7 +5,7 @@
 //!
 //! | what | bytes |
 //! |---|---|
-//! | parts, and files of 4 MiB or more, that are made or under way: [`PARTS_AT_ONCE`] of 16 MiB | 48 MiB |
+//! | parts, and files of 4 MiB or more, that are made or under way: [`PARTS_AT_ONCE`] of 16 MiB, or as told | 48 MiB |
 //! | smaller files that wait for a batch, and batches under way: [`HELD_BYTES_MAX`] | 8 MiB |
 //! | one NAR of 32 MiB or more, by up to four threads: at most 7 jobs read, 6 made, of 2 MiB each, and tables | 32 MiB |
 //! | each other NAR that is made: buffers, the compressor (zstd up to level 3: 4 MiB; xz 6: 94 MiB) | about 6 MiB |
@@ -57,7 +57,7 @@ pub async fn run(
         client: client.clone(),
         cache: cache.to_owned(),
         options: options.clone(),
-        room: Room::new(PARTS_AT_ONCE, HELD_BYTES_MAX),
+        room: Room::new(PARTS_AT_ONCE, options.part_size_bytes, HELD_BYTES_MAX),
         bucket: Arc::default(),
         news,
     };
@@ -69,7 +69,7 @@ pub async fn run(
         plan,
         work,
         tasks: JoinSet::new(),
-        gathered: Gathered::default(),
+        gathered: Gathered::new(options.part_size_bytes),
         gathering_since: None,
         making: 0,
         is_threading: false,
@@ -220,7 +220,8 @@ impl Pipeline<'_> {
         if self.is_publishing || !self.plan.has_ready() {
             return;
         }
-        let paths = self.plan.take_ready(PUBLISH_PATHS_MAX, publish::SIZE_BYTES_MAX);
+        let size_max = publish::SIZE_BYTES_MAX.min(self.shared.options.part_size_bytes);
+        let paths = self.plan.take_ready(PUBLISH_PATHS_MAX, size_max);
         let texts =
             paths.iter().map(|&(index, stored)| publish::narinfo(self.plan.info(index), stored)).collect();
         self.is_publishing = true;
@@ -441,8 +442,9 @@ async fn send_part(
 ) -> Result<(), Error> {
     if upload.is_none() {
         let compression = shared.options.packing.compression();
+        let upload_key = (nar_hash, compression, shared.options.part_size_bytes);
         let (bucket, news) = (shared.bucket.clone(), shared.news.clone());
-        let opened = Upload::open(&shared.client, &shared.cache, nar_hash, compression, bucket, news);
+        let opened = Upload::open(&shared.client, &shared.cache, upload_key, bucket, news);
         *upload = Some(opened.await?);
     }
     match upload {

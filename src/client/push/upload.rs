@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use super::super::error::Error;
 use super::super::http::Client;
 use super::News;
-use super::pack::{PART_SIZE_BYTES, Packed, Part};
+use super::pack::{Packed, Part};
 use super::plan::Stored;
 use super::retry::{Patience, persist};
 use crate::api::{UploadComplete, UploadOpen, UploadPart, UploadView};
@@ -47,24 +47,23 @@ pub struct Upload {
 }
 
 impl Upload {
-    /// Opens an upload for a NAR, or finds the one that an interrupted push left.
+    /// Opens an upload for a NAR with this compression and size of parts, or finds the one that an interrupted push left.
     pub async fn open(
         client: &Client,
         cache: &str,
-        nar_hash: NarHash,
-        compression: Compression,
+        (nar_hash, compression, part_size_bytes): (NarHash, Compression, usize),
         bucket: Arc<Bucket>,
         news: UnboundedSender<News>,
     ) -> Result<Self, Error> {
         let body = UploadOpen {
             nar_hash: nar_hash.to_string(),
             compression: compression.to_string(),
-            part_size_bytes: Some(PART_SIZE_BYTES as u64),
+            part_size_bytes: Some(part_size_bytes as u64),
         };
         let open = || client.upload_open(cache, &body);
         let (mut view, _) = persist(Patience::LONG, |retry| News::retry(&news, retry), open).await?;
-        if view.part_size_bytes != PART_SIZE_BYTES as u64 {
-            // Left by another version: parts of another size cannot be compared.
+        if view.part_size_bytes != part_size_bytes as u64 {
+            // Left by a push that was told otherwise: parts of another size cannot be compared.
             client.upload_abort(cache, &view.id).await?;
             (view, _) = persist(Patience::LONG, |retry| News::retry(&news, retry), open).await?;
         }

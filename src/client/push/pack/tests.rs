@@ -38,7 +38,7 @@ async fn packed_by(
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("file"), contents).unwrap();
     tokio::task::spawn_blocking(move || {
-        let room = Room::new(3, HELD);
+        let room = Room::new(3, PART_SIZE_BYTES, HELD);
         let real = folder.path().join("file");
         let source = Source { real: &real, claim: &claim, packing, threads, progress: &|_| () };
         let mut parts = Vec::new();
@@ -128,7 +128,8 @@ async fn a_large_file_goes_out_in_parts_that_are_the_same_each_time() {
 #[tokio::test]
 async fn the_largest_whole_file_fits_a_batch() {
     let overhead = Node::file(noise(8)).to_nar().len() - 8;
-    for (size, parts_expected) in [(WHOLE_BYTES_MAX, 0), (WHOLE_BYTES_MAX + 8, 1), (PART_SIZE_BYTES + 8, 2)] {
+    let whole_max = whole_bytes_max(PART_SIZE_BYTES);
+    for (size, parts_expected) in [(whole_max, 0), (whole_max + 8, 1), (PART_SIZE_BYTES + 8, 2)] {
         let contents = noise(size - overhead);
         let nar = Node::file(contents.clone()).to_nar();
         assert_eq!(nar.len(), size);
@@ -160,7 +161,7 @@ async fn what_nobody_takes_is_abandoned() {
     let claim = claim_of(&Node::file(contents.clone()).to_nar());
     std::fs::write(folder.path().join("file"), contents).unwrap();
     let result = tokio::task::spawn_blocking(move || {
-        let (room, real) = (Room::new(1, HELD), folder.path().join("file"));
+        let (room, real) = (Room::new(1, PART_SIZE_BYTES, HELD), folder.path().join("file"));
         let source = Source { real: &real, claim: &claim, packing: none(), threads: 1, progress: &|_| () };
         pack(&source, &room, &mut |_| false)
     });
@@ -218,7 +219,7 @@ fn packer(room: &Arc<Room>, size: usize) -> impl Fn() -> tokio::task::JoinHandle
 
 #[tokio::test]
 async fn files_that_wait_for_company_take_no_more_than_the_room_has() {
-    let room = Room::new(1, HELD);
+    let room = Room::new(1, PART_SIZE_BYTES, HELD);
     let free = || room.held.available_permits() * HELD_PIECE_BYTES;
     let pack_one = packer(&room, 3 << 20);
 
@@ -244,7 +245,7 @@ async fn files_that_wait_for_company_take_no_more_than_the_room_has() {
 
 #[tokio::test]
 async fn a_file_that_goes_alone_stays_in_the_buffer_that_it_was_made_in() {
-    let room = Room::new(2, HELD);
+    let room = Room::new(2, PART_SIZE_BYTES, HELD);
     let pack_one = packer(&room, ALONE_BYTES_MIN);
 
     let first = pack_one().await.unwrap();
