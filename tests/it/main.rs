@@ -22,6 +22,7 @@ mod log_mirror;
 mod log_storage;
 mod metrics;
 mod migrations;
+mod narinfo_builds;
 mod narinfo_trap;
 mod nix_conf;
 mod nix_copy;

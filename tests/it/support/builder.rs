@@ -6,7 +6,7 @@ use serde_json::Value;
 use tokio::process::Command;
 
 use super::client::{Http, hash_part};
-use super::nix::{Machine, Nix, Ran};
+use super::nix::{Machine, Nix, Ran, pass_over};
 use super::server::{Ended, TestServer, narvault};
 use super::{PATIENCE, variable};
 
@@ -21,6 +21,7 @@ pub struct Builder {
 pub async fn builder(server: &TestServer) -> Option<Builder> {
     let machine = Nix::host().await?.machine();
     if !machine.can_build().await {
+        pass_over(&machine.nix, "cannot build here");
         return None;
     }
     let token = server.token("ci", &["push:main"]).await.text;

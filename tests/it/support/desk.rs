@@ -9,17 +9,19 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use super::nix::{Daemon, Nix, Ran, command_in, paths};
+use super::builder::script;
+use super::nix::{Daemon, Nix, Ran, command_in, command_within, paths};
 use super::server::{Ended, TestServer, narvault};
 
-/// Makes a `nix` in a folder that is that Nix, wherever it is installed; the folder is the first of the search path.
+/// Makes a `nix` and a `nix-store` in a folder that are those of that Nix, wherever it is installed; the folder is the
+/// first of the search path.
 pub fn put_on_path(nix: &Nix, folder: &Path) {
     if let Some(suite) = nix.suite {
         let nix_in = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/nix-in");
-        let file = folder.join("nix");
-        std::fs::write(&file, format!("#!/bin/sh\nPATH=${{PATH#*:}} exec {nix_in} {suite} nix \"$@\"\n"))
-            .unwrap();
-        std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o755)).unwrap();
+        for program in ["nix", "nix-store"] {
+            let text = format!("#!/bin/sh\nPATH=${{PATH#*:}} exec {nix_in} {suite} {program} \"$@\"\n");
+            script(&folder.join(program), &text);
+        }
     }
 }
 
@@ -40,7 +42,7 @@ impl Desk {
     /// A desk whose machine asks no substituter and has an empty store.
     pub fn new(nix: &Nix) -> Self {
         let folder = tempfile::Builder::new().prefix("narvault-desk-").tempdir_in("/tmp").unwrap();
-        for name in ["home", "etc", "bin", "store/nix/store"] {
+        for name in ["home", "root", "etc", "bin", "store/nix/store"] {
             std::fs::create_dir_all(folder.path().join(name)).unwrap();
         }
         let desk = Self { nix: nix.clone(), folder, variables: Vec::new(), is_nobody: false };
@@ -51,11 +53,12 @@ impl Desk {
 
     /// A nix.conf of a machine with which nothing leaves this machine.
     pub fn machine_conf(&self) -> String {
-        format!(
-            "experimental-features = nix-command\nbuild-users-group =\nsandbox = false\nsubstituters =\n\
-             connect-timeout = 10\nstore = local?root={}\n",
-            self.file("store").display()
-        )
+        format!("{BUILDER_CONF}store = {}\n", self.store())
+    }
+
+    /// This desk's store, as a store URL.
+    pub fn store(&self) -> String {
+        format!("local?root={}", self.file("store").display())
     }
 
     /// A file of this desk: `etc/…` is the machine's, `home/…` the user's.
@@ -92,8 +95,16 @@ impl Desk {
 
     /// Starts the daemon of this machine, as root, and lets everybody ask it.
     pub async fn start_daemon(&mut self) -> Daemon {
+        self.start_daemon_by(command_in(self.nix.suite)).await
+    }
+
+    /// As [`Desk::start_daemon`], one that builds: this desk's store is its `/nix` itself.
+    pub async fn start_building_daemon(&mut self) -> Daemon {
+        self.start_daemon_by(command_within(self.nix.suite, &self.file("store/nix"))).await
+    }
+
+    async fn start_daemon_by(&mut self, mut command: Command) -> Daemon {
         let socket = self.file("socket");
-        let mut command = command_in(self.nix.suite);
         self.prepare(&mut command);
         command.arg("nix-daemon").env("HOME", self.file("root"));
         let daemon = Daemon::start(command, &socket).await;
@@ -104,11 +115,7 @@ impl Desk {
 
     /// From now on, commands are run by a user without any rights, to whom the home belongs.
     pub fn become_nobody(&mut self) {
-        // The build's own folder may be closed to others.
-        let copy = self.file("bin/narvault");
-        if !copy.exists() {
-            std::fs::copy(env!("CARGO_BIN_EXE_narvault"), copy).unwrap();
-        }
+        self.installed_narvault();
         std::fs::set_permissions(self.folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         std::os::unix::fs::chown(self.file("home"), Some(NOBODY), Some(NOBODY)).unwrap();
         self.is_nobody = true;
@@ -116,6 +123,15 @@ impl Desk {
 
     pub fn become_root(&mut self) {
         self.is_nobody = false;
+    }
+
+    /// The program under test, where everybody can run it, in a chroot too: the build's own folder may be closed to others.
+    pub fn installed_narvault(&self) -> PathBuf {
+        let (built, here) = (env!("CARGO_BIN_EXE_narvault"), self.file("bin/narvault"));
+        if !here.exists() && std::fs::hard_link(built, &here).is_err() {
+            std::fs::copy(built, &here).unwrap();
+        }
+        here
     }
 
     /// Fetches a path through the daemon.
@@ -128,6 +144,15 @@ impl Desk {
     pub async fn narvault(&self, arguments: &[&str]) -> Ended {
         let mut command = self.program();
         command.args(arguments);
+        Ended::of(command).await
+    }
+
+    /// Runs narvault here as root does, with a home of its own, whoever sits at the desk.
+    pub async fn sudo_narvault(&self, arguments: &[&str]) -> Ended {
+        let mut command = narvault();
+        command.args(arguments);
+        self.prepare(&mut command);
+        command.env("PATH", path_with(&self.file("bin"))).env("HOME", self.file("root"));
         Ended::of(command).await
     }
 
@@ -146,10 +171,44 @@ impl Desk {
 
     /// Runs a program of Nix here, with no options but those given.
     pub async fn run(&self, program: &str, arguments: &[&str]) -> Ran {
+        self.run_by(command_in(self.nix.suite), program, arguments, &[]).await
+    }
+
+    /// As [`Desk::run`], as root with its own home, whoever sits at the desk.
+    pub async fn sudo(&self, program: &str, arguments: &[&str]) -> Ran {
         let mut command = command_in(self.nix.suite);
         command.arg(program).args(arguments).stdin(Stdio::null());
         self.prepare(&mut command);
+        command.env("HOME", self.file("root"));
         Ran::of(command).await
+    }
+
+    /// As [`Desk::run`], with this desk's store at `/nix` itself, where derivations can be built without a sandbox.
+    pub async fn run_within(&self, program: &str, arguments: &[&str]) -> Ran {
+        self.run_by(command_within(self.nix.suite, &self.file("store/nix")), program, arguments, &[]).await
+    }
+
+    /// As [`Desk::run`], where the daemon does what is to be done.
+    pub async fn run_by_daemon(&self, program: &str, arguments: &[&str]) -> Ran {
+        self.run_by(command_in(self.nix.suite), program, arguments, &[("NIX_REMOTE", "daemon")]).await
+    }
+
+    async fn run_by(
+        &self,
+        mut command: Command,
+        program: &str,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Ran {
+        command.args(self.without_rights()).arg(program).args(arguments).stdin(Stdio::null());
+        self.prepare(&mut command);
+        command.envs(variables.iter().copied());
+        Ran::of(command).await
+    }
+
+    /// What makes a command that of a user without any rights, if such a one sits here.
+    fn without_rights(&self) -> &'static [&'static str] {
+        if self.is_nobody { &["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] } else { &[] }
     }
 
     /// Fetches a path by whatever substituters are configured.
@@ -170,9 +229,15 @@ impl Desk {
 
     /// narvault, which finds this desk's Nix on the path.
     fn program(&self) -> Command {
-        let copy = self.file("bin/narvault");
-        let mut command = if self.is_nobody { Command::new(copy) } else { narvault() };
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if self.is_nobody {
+            // Only root can enter a chroot: it runs within one that has that Nix.
+            let mut command = command_in(self.nix.suite);
+            command.args(self.without_rights()).arg(self.installed_narvault());
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            self.prepare(&mut command);
+            return command;
+        }
+        let mut command = narvault();
         self.prepare(&mut command);
         if self.variables.iter().all(|(name, _)| name != "PATH") {
             command.env("PATH", path_with(&self.file("bin")));
@@ -183,14 +248,15 @@ impl Desk {
     fn prepare(&self, command: &mut Command) {
         let home = self.file("home");
         command.env_clear().envs(paths()).current_dir(&home).kill_on_drop(true);
-        if self.is_nobody {
-            command.uid(NOBODY).gid(NOBODY);
-        }
         command.env("HOME", &home).env("NIX_CONF_DIR", self.file("etc"));
         command.env("XDG_CONFIG_DIRS", self.file("none"));
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
     }
 }
+
+/// A nix.conf with which nothing leaves this machine, and with which root builds by itself.
+pub const BUILDER_CONF: &str = "experimental-features = nix-command\nbuild-users-group =\nsandbox = false\n\
+    substituters =\nconnect-timeout = 10\n";
 
 /// A user that every machine has.
 const NOBODY: u32 = 65534;

@@ -27,6 +27,12 @@ pub fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
+/// Whether `NARVAULT_TEST_REQUIRE` names a real part: no test may go without it then.
+pub fn is_required(part: &str) -> bool {
+    let required = variable("NARVAULT_TEST_REQUIRE").unwrap_or_default();
+    required.split(',').any(|name| name.trim() == part)
+}
+
 /// Asks again and again until `found` has something. For what cannot be waited for: the state of another process.
 pub async fn until<T>(what: &str, mut found: impl AsyncFnMut() -> Option<T>) -> T {
     let mut ticks = tokio::time::interval(Duration::from_millis(20));

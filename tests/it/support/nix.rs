@@ -13,7 +13,7 @@ use tokio::process::{Child, Command};
 use super::client::base_name;
 use super::desk::{path_with, put_on_path};
 use super::server::{Ended, TestServer, narvault};
-use super::{PATIENCE, until, variable};
+use super::{PATIENCE, is_required, until, variable};
 
 /// The chroots that are looked for.
 const SUITES: &[&str] = &["trixie", "sid"];
@@ -32,12 +32,17 @@ impl Nix {
         Self::find(None).await
     }
 
-    /// Every one that is at hand.
+    /// Every one that is at hand: all three where `nix-versions` is required.
     pub async fn generations() -> Vec<Self> {
         let mut found = Vec::from_iter(Self::host().await);
         for suite in SUITES {
             found.extend(Self::find(Some(suite)).await);
         }
+        let is_complete = found.len() > SUITES.len();
+        assert!(
+            is_complete || !is_required("nix-versions"),
+            "required are three versions, here are {found:?}"
+        );
         found
     }
 
@@ -77,6 +82,13 @@ macro_rules! require_nix {
     };
 }
 pub(crate) use require_nix;
+
+/// Says that a version of Nix is passed over; fails where all versions are required.
+pub fn pass_over(nix: &Nix, why: &str) {
+    let told = format!("skipped: Nix {} {why}", nix.version);
+    assert!(!is_required("nix-versions"), "{told}, but nix-versions is required");
+    println!("{told}");
+}
 
 /// A computer with Nix and its user.
 pub struct Machine {
@@ -307,13 +319,7 @@ impl Machine {
     /// Runs a command with this machine's store at `/nix` itself, where derivations can be built without a sandbox.
     /// Needs root, and a Nix that does not live in `/nix/store`.
     pub async fn within<S: AsRef<str>>(&self, arguments: impl IntoIterator<Item = S>) -> Ran {
-        let mut command = command_in(self.nix.suite);
-        let script = "mkdir -p /nix && mount --bind \"$0\" /nix && exec \"$@\"";
-        // In a chroot there is a namespace for this command already, and another one cannot be made.
-        if self.nix.suite.is_none() {
-            command.args(["unshare", "--mount"]);
-        }
-        command.args(["sh", "-c", script]).arg(self.root().join("nix"));
+        let mut command = command_within(self.nix.suite, &self.root().join("nix"));
         command.args(arguments.into_iter().map(|argument| argument.as_ref().to_owned()));
         self.prepare(&mut command);
         Ran::of(command).await
@@ -426,6 +432,18 @@ pub(super) fn command_in(suite: Option<&str>) -> Command {
             command
         }
     }
+}
+
+/// What begins a command for which a folder is `/nix`. Needs root.
+pub(super) fn command_within(suite: Option<&str>, nix: &Path) -> Command {
+    let mut command = command_in(suite);
+    let script = "mkdir -p /nix && mount --bind \"$0\" /nix && exec \"$@\"";
+    // In a chroot there is a namespace for this command already, and another one cannot be made.
+    if suite.is_none() {
+        command.args(["unshare", "--mount"]);
+    }
+    command.args(["sh", "-c", script]).arg(nix);
+    command
 }
 
 /// What a command of Nix gets to see of this process's environment.
