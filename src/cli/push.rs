@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 
 use clap::{Args, ValueEnum};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde::Serialize;
 
 use super::Context;
@@ -213,8 +213,8 @@ impl Teller {
         let shown = !printer.json && !printer.quiet && !dry_run && std::io::stderr().is_terminal();
         let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(None, target);
-        let style = ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes}, {eta} left\n{wide_msg}");
-        bar.set_style(style.expect("a constant that the test below draws"));
+        let style = ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes}{left}\n{wide_msg}");
+        bar.set_style(style.expect("a constant that the test below draws").with_key("left", left));
         Self { printer, dry_run, bar, active: Mutex::default() }
     }
 
@@ -289,6 +289,13 @@ impl Teller {
         let mut active = self.active.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         change(&mut active);
         self.bar.set_message(active.join("  "));
+    }
+}
+
+/// The time that is left, while it can be told: not before the first byte, nor after the last one, which has to be sent yet.
+fn left(state: &ProgressState, text: &mut dyn std::fmt::Write) {
+    if state.pos() > 0 && state.pos() < state.len().unwrap_or_default() {
+        let _ = write!(text, ", {:#} left", HumanDuration(state.eta()));
     }
 }
 

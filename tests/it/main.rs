@@ -32,6 +32,7 @@ mod orphans;
 mod outage;
 mod provenance;
 mod push;
+mod push_bar;
 mod push_batches;
 mod push_interrupted;
 mod push_refusals;
