@@ -92,7 +92,8 @@ async fn cache(
         server_side::scopes(report, who, name, view.as_ref(), session.client.url());
     }
     let (Some(view), Some(setup)) = (view, setup) else { return Ok(()) };
-    nix_side::cache(report, setup, &view);
+    let ended = succession::ended(session, &view, context.clock.now()).await;
+    nix_side::cache(report, setup, &view, &ended);
     succession::look(report, setup, &view, session, context.clock.now()).await;
     let pull_url: ServerUrl = super::session::parse_url(&view.pull_url)?;
     let token =

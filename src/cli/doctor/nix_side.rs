@@ -143,8 +143,8 @@ fn nix(report: &mut Report, told: String, version: Version) {
     }
 }
 
-/// Whether a cache is asked, and its keys are trusted.
-pub fn cache(report: &mut Report, setup: &Setup, view: &CacheView) {
+/// Whether a cache is asked, and its keys are trusted; those that have `ended` need not be.
+pub fn cache(report: &mut Report, setup: &Setup, view: &CacheView, ended: &[String]) {
     let CacheView { name, pull_url, push_url, public_keys, .. } = view;
     let substituters = setup.substituters();
     let bare = |url: &str| url.split('?').next().unwrap_or_default().trim_end_matches('/').to_owned();
@@ -164,14 +164,15 @@ pub fn cache(report: &mut Report, setup: &Setup, view: &CacheView) {
         report.fail("substituter", detail, format!("run `{}`", setup.use_command(pull_url)));
     }
     let trusted = setup.public_keys();
-    let untrusted: Vec<&str> =
-        public_keys.iter().filter(|key| !trusted.contains(key)).map(String::as_str).collect();
+    let (missing, known): (Vec<&String>, Vec<&String>) =
+        public_keys.iter().partition(|key| !trusted.contains(key));
+    let untrusted: Vec<&String> = missing.into_iter().filter(|key| !ended.contains(key)).collect();
     if public_keys.is_empty() {
         let hint = format!("an admin makes one by `narvault key create {name}`");
         report.fail("key", format!("{name} has no signing key"), hint);
     } else if untrusted.is_empty() {
-        report.ok("key", format!("{name}: trusted, {}", key_names(public_keys)));
-    } else if untrusted.len() < public_keys.len() {
+        report.ok("key", format!("{name}: trusted, {}", key_names(&known)));
+    } else if !known.is_empty() {
         let detail = format!("{name}: not every key is trusted: {} is new", key_names(&untrusted));
         report.warn("key", detail, format!("run `{}`", setup.use_command(pull_url)));
     } else {

@@ -63,6 +63,16 @@ pub async fn look(report: &mut Report, setup: &Setup, view: &CacheView, session:
     }
 }
 
+/// Keys of a cache whose successors have taken their place for good, as the server tells it, `name:base64`: whoever goes
+/// on without them has followed, and misses nothing.
+pub async fn ended(session: &Session, view: &CacheView, now: Timestamp) -> Vec<String> {
+    let Ok(told) = session.client.key_succession(&view.name).await else { return Vec::new() };
+    let Ok(chain) = chain_of(&told) else { return Vec::new() };
+    let statements = chain.statements.iter().map(|signed| signed.content());
+    let over = statements.filter(|statement| statement.retire_old.is_some_and(|at| at <= now));
+    over.map(|statement| statement.old.to_string()).collect()
+}
+
 /// The lines that `narvault use` wrote for this cache, what was seen since, and what goes on from there.
 fn standing(view: &CacheView) -> Option<(Used, Memory, String)> {
     let places = Places::of_this_user();
