@@ -61,6 +61,7 @@ mod upload_order;
 mod upstreams;
 mod use_cache;
 mod use_netrc;
+mod use_print;
 mod watch;
 mod watch_exec;
 mod webhooks;

@@ -357,25 +357,6 @@ async fn every_active_key_is_trusted_and_a_new_one_is_added_by_using_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_printed_is_what_nix_reads() {
-    let nix = require_nix!();
-    let server = server().await;
-    let desk = desk_of(&nix, &server);
-
-    for format in ["nixos", "flake", "home-manager"] {
-        let text = desk.narvault_ok(&["use", "main", "--print", format]).await;
-        desk.write("home/x.nix", &text);
-        let file = desk.file("home/x.nix").display().to_string();
-        desk.run("nix-instantiate", &["--parse", &file]).await.success();
-        assert!(text.contains(&server.public_key) && text.contains(&server.pull_url("main")), "{text}");
-    }
-    let conf = desk.narvault_ok(&["use", "main", "--print", "nix-conf"]).await;
-    desk.write(USER_CONF, &conf);
-    assert_eq!(desk.effective().await["substituters"]["value"], json!([server.pull_url("main")]));
-    server.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn commands_at_the_same_time_all_count() {
     let nix = require_nix!();
     let server = server().await;
