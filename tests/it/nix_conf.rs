@@ -201,29 +201,61 @@ fn values(effective: &Value) -> BTreeMap<String, Value> {
     effective.as_object().unwrap().iter().map(|(name, setting)| (name.clone(), value(setting))).collect()
 }
 
-async fn through_use_and_unuse(server: &TestServer, nix: &Nix, (name, files): &Fixture) {
+/// Whose nix.conf is edited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whose {
+    /// The machine's, by `--system`.
+    Machine,
+    /// The user's own, unless told.
+    User,
+    /// One that is named, by `--file`, and that Nix is told to read.
+    Named,
+}
+
+impl Whose {
+    /// Where a desk has its files.
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Machine => "etc",
+            Self::User => "home/.config/nix",
+            Self::Named => "home/mine",
+        }
+    }
+}
+
+async fn through_use_and_unuse(server: &TestServer, nix: &Nix, whose: Whose, (name, files): &Fixture) {
     let mut desk = Desk::new(nix);
     desk.set("NARVAULT_URL", &server.url);
-    std::fs::remove_file(desk.file("etc/nix.conf")).unwrap();
+    let file = desk.file(whose.folder()).join("nix.conf").display().to_string();
+    let which: &[&str] = match whose {
+        Whose::Machine => &["--system"],
+        Whose::User => &[],
+        Whose::Named => &["--file", &file],
+    };
+    match whose {
+        Whose::Machine => std::fs::remove_file(&file).unwrap(),
+        Whose::User => {}
+        Whose::Named => desk.set("NIX_USER_CONF_FILES", &file),
+    }
     let (url, key) = (server.pull_url("main"), &server.public_key);
     let texts: Vec<(String, String)> = files
         .iter()
         .map(|(file, text)| {
             let text = text.replace("KEY", KEY).replace("URL", &url).replace("OURS", key);
-            (format!("etc/{file}"), text)
+            (format!("{}/{file}", whose.folder()), text)
         })
         .collect();
     for (file, text) in &texts {
         desk.write(file, text);
     }
     let before = desk.effective().await;
-    let told = format!("{name}, Nix {}", nix.version);
+    let told = format!("{name}, {whose:?}, Nix {}", nix.version);
 
-    let outcome = desk.narvault_json(&["use", "main", "--system"]).await;
+    let outcome = desk.narvault_json(&[&["use", "main"], which].concat()).await;
     let file = outcome["file"].as_str().unwrap().to_owned();
     let once = std::fs::read(&file).unwrap();
     let after = desk.effective().await;
-    let again = desk.narvault_json(&["use", "main", "--system"]).await;
+    let again = desk.narvault_json(&[&["use", "main"], which].concat()).await;
     let twice = std::fs::read(&file).unwrap();
 
     assert_eq!((&again["changed"], twice == once), (&json!(false), true), "{told}");
@@ -235,7 +267,7 @@ async fn through_use_and_unuse(server: &TestServer, nix: &Nix, (name, files): &F
     let expected = values(&expected);
     assert_eq!(values(&after), expected, "{told}");
 
-    desk.narvault_ok(&["unuse", "main", "--system"]).await;
+    desk.narvault_ok(&[&["unuse", "main"], which].concat()).await;
 
     for (file, text) in &texts {
         assert_eq!(desk.read(file).as_deref(), Some(text.as_str()), "{told}: {file}");
@@ -252,10 +284,22 @@ async fn every_shape_of_nix_conf_comes_back_byte_for_byte_and_means_one_cache_mo
     // One that is old and one that is new differ the most.
     let last = generations.len().saturating_sub(1);
     for (_, nix) in generations.iter().enumerate().filter(|(index, _)| [0, last].contains(index)) {
-        let each = async |fixture| through_use_and_unuse(&server, nix, fixture).await;
+        let each = async |fixture| through_use_and_unuse(&server, nix, Whose::Machine, fixture).await;
         stream::iter(FIXTURES).for_each_concurrent(4, each).await;
     }
     assert!(FIXTURES.len() >= 30);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_shape_comes_back_from_a_users_own_file_and_from_one_that_is_named() {
+    let server = TestServer::start(Backend::SQLITE_DISK).await.unwrap();
+    for (at, nix) in Nix::generations().await.iter().enumerate() {
+        // In turns: each shape is edited at both places, and read by each version.
+        let whose = |index: usize| if (index + at).is_multiple_of(2) { Whose::User } else { Whose::Named };
+        let each = async |(index, fixture)| through_use_and_unuse(&server, nix, whose(index), fixture).await;
+        stream::iter(FIXTURES.iter().enumerate()).for_each_concurrent(4, each).await;
+    }
     server.stop().await;
 }
 
