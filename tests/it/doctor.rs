@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use crate::support::client::TestPath;
 use crate::support::desk::Desk;
 use crate::support::nix::require_nix;
+use crate::support::proxy::{Manners, PROXY_DATE, Proxy};
 use crate::support::server::{Backend, TestServer};
 use crate::support::storage::key;
 
@@ -235,6 +236,23 @@ async fn a_nar_that_comes_from_the_bucket_is_read_there() {
     let read = |line: &String| line.starts_with("ok nar: ") && line.contains("can be read from 127.0.0.1");
     assert!(code == Some(0) && lines.iter().any(read), "{lines:#?}");
     assert!(!lines.iter().any(|line| line.contains("X-Amz")), "{lines:#?}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_whose_clock_says_something_else_is_warned_of() {
+    let nix = require_nix!();
+    let server = server().await;
+    let proxy = Proxy::before(&server.url, Manners { date: PROXY_DATE, ..Manners::default() }).await;
+    let mut desk = Desk::new(&nix);
+    desk.set("NARVAULT_URL", &server.url);
+    desk.narvault_ok(&["use", "main"]).await;
+    let (code, lines) = examined(&desk, &["main"]).await;
+    assert!(code == Some(0) && lines.iter().any(|line| line.starts_with("ok clock: ")), "{lines:#?}");
+
+    desk.set("NARVAULT_URL", &proxy.url);
+
+    warns(&desk, &["main"], &["clock", "this machine is ", " s ahead of the server", "timedatectl"]).await;
     server.stop().await;
 }
 
