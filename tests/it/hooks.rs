@@ -1,6 +1,12 @@
 //! What is built is pushed, once, with a real Nix that really builds: by a post-build-hook, and by watching the store.
 //! The server being down makes it late; nothing is lost, and no build fails for it.
 
+use narvault::nix::nar::build::Node;
+use narvault::nix::store_path::StorePath;
+use narvault::queue::Queue;
+use narvault::time::Clock;
+
+use crate::push::store_path;
 use crate::support::builder::{
     Builder, Listened, assert_pushed_once, is_published, json, require_builder, script, signal,
 };
@@ -284,6 +290,65 @@ async fn a_service_that_never_had_the_queue_leaves_it_to_the_one_that_has() {
     drop(service);
 }
 
+/// What a process takes of memory at the moment, and what it took at most, in KiB.
+#[cfg(target_os = "linux")]
+fn memory_of(process: &tokio::process::Child) -> [u64; 2] {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id().unwrap())).unwrap();
+    ["VmRSS:", "VmHWM:"].map(|name| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    })
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_memory_of_a_service_does_not_grow_with_what_went_through_its_queue() {
+    let server = TestServer::start(Backend::SQLITE_DISK).await.unwrap();
+    let Some(builder) = builder_without_builds(&server).await else {
+        return println!("skipped: no Nix here");
+    };
+    let nodes: Vec<_> = (0..1_000)
+        .map(|number| {
+            let name = format!("turn-{number}");
+            (store_path(&name), Node::file(name), Vec::new())
+        })
+        .collect();
+    builder.machine.add_all(&nodes).await;
+    let as_paths = |paths: &[String]| -> Vec<StorePath> {
+        paths.iter().map(|path| StorePath::from_absolute(path).unwrap()).collect()
+    };
+    let valid: Vec<String> = nodes.into_iter().map(|(path, ..)| path).collect();
+    let valid = as_paths(&valid);
+    let collected: Vec<String> =
+        (0..20_000).map(|number| store_path(&format!("collected-{number}"))).collect();
+    let queue = Queue::open(&builder.queue()).await.unwrap();
+    let mut service = builder.command(&["hook", "run", "--store", &builder.machine.store()]);
+    let mut service = service.stderr(std::process::Stdio::null()).spawn().unwrap();
+    let through = async |paths: &[StorePath]| {
+        queue.add("main", paths, Clock::System.now()).await.unwrap();
+        until("an empty queue", async || (queue.waiting(None).await.unwrap().0 == 0).then_some(())).await;
+    };
+
+    // The first rounds make what is kept from then on: connections, statements, buffers.
+    through(&valid).await;
+    through(&valid).await;
+    let [early, _] = memory_of(&service);
+    for some in collected.chunks(10_000) {
+        through(&as_paths(some)).await;
+        through(&valid).await;
+        through(&valid).await;
+    }
+
+    let [late, most] = memory_of(&service);
+    println!("after 2 000 paths {early} KiB, after 26 000 {late} KiB, at most {most} KiB");
+    assert!(late <= early + 8 * 1024, "it grew from {early} to {late} KiB");
+    assert!(most <= 100 * 1024, "{most} KiB");
+    assert_eq!(server.admin().cache("main").await.unwrap().paths, 1_000);
+    signal(&service, "TERM").await;
+    assert!(service.wait().await.unwrap().success());
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hook_may_push_in_the_background_by_itself() {
     let server = TestServer::start(Backend::SQLITE_DISK).await.unwrap();
@@ -333,6 +398,49 @@ async fn watching_the_store_pushes_each_path_of_parallel_builds_once() {
     assert_pushed_once(&server, &paths).await;
     assert_pushed_once(&server, &[last]).await;
     assert!(!is_published(&server.http(), &old).await);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn builds_that_race_for_the_same_paths_have_each_pushed_once_and_nothing_that_failed() {
+    let server = TestServer::start(Backend::SQLITE_DISK).await.unwrap();
+    let builder = require_builder!(&server);
+    let mut watch = builder.command(&["watch-store", "main", "--store", &builder.machine.store()]);
+    let mut watch = Listened::to(watch.spawn().unwrap());
+    watch.says("told of changes").await;
+    let text = r#"
+        let
+          d = name: script: derivation {
+            inherit name; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" script ];
+          };
+          base = d "base" "echo base > $out";
+          wide = map (n: d "wide-${toString n}" "echo ${base} ${toString n} > $out") (builtins.genList (n: n) 30);
+        in { inherit wide; broken = d "broken" "echo ${base} > $out; exit 1"; top = d "top" "echo ${toString wide} > $out"; }
+    "#;
+    std::fs::write(builder.machine.file("race.nix"), text).unwrap();
+    let build = async |what: &str| {
+        let arguments = ["nix-build", "--no-out-link", "--max-jobs", "4", "race.nix", "-A", what];
+        builder.machine.within(arguments).await
+    };
+
+    let (wide, top, broken, again) =
+        tokio::join!(build("wide"), build("top"), build("broken"), build("wide"));
+
+    for ran in [wide, top, again] {
+        ran.success();
+    }
+    assert!(!broken.succeeded);
+    let all = builder.machine.nix(["path-info", "--all"]).await.success().stdout;
+    let valid: Vec<String> = all.lines().filter(|path| !path.ends_with(".drv")).map(str::to_owned).collect();
+    assert_eq!(valid.len(), 32, "{valid:?}");
+    for path in &valid {
+        until("the path", async || is_published(&server.http(), path).await.then_some(())).await;
+    }
+    signal(&watch.child, "TERM").await;
+    assert!(watch.child.wait().await.unwrap().success());
+    watch.says("0 paths waiting").await;
+    assert_eq!(server.admin().cache("main").await.unwrap().paths, 32);
+    assert_pushed_once(&server, &valid).await;
     server.stop().await;
 }
 
