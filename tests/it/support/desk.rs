@@ -100,6 +100,8 @@ impl Desk {
 
     /// As [`Desk::start_daemon`], one that builds: this desk's store is its `/nix` itself.
     pub async fn start_building_daemon(&mut self) -> Daemon {
+        // Without it Nix may take a store for another daemon's, by the socket: that is itself.
+        std::fs::create_dir_all(self.file("store/nix/var/nix")).unwrap();
         self.start_daemon_by(command_within(self.nix.suite, &self.file("store/nix"))).await
     }
 
@@ -188,9 +190,11 @@ impl Desk {
         self.run_by(command_within(self.nix.suite, &self.file("store/nix")), program, arguments, &[]).await
     }
 
-    /// As [`Desk::run`], where the daemon does what is to be done.
+    /// As [`Desk::run_within`], where the daemon does what is to be done.
     pub async fn run_by_daemon(&self, program: &str, arguments: &[&str]) -> Ran {
-        self.run_by(command_in(self.nix.suite), program, arguments, &[("NIX_REMOTE", "daemon")]).await
+        // Nix reads from its users' `/nix` what the daemon has put there.
+        let within = command_within(self.nix.suite, &self.file("store/nix"));
+        self.run_by(within, program, arguments, &[("NIX_REMOTE", "daemon")]).await
     }
 
     async fn run_by(
