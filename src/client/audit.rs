@@ -16,8 +16,8 @@ use self::ledger::Ledger;
 pub use self::ledger::{Awaited, Fault, Judged};
 use crate::nix::signature::{PublicKey, Signature, verify_all};
 use crate::tlog::leaf::{
-    ClaimLines, Commitment, Covered as _, Disclosed, Event, KeyEvent, Leaf, LeafError, References, Salt,
-    Signed, Word,
+    ClaimLines, Commitment, Covered, Disclosed, Event, KeyEvent, Leaf, LeafError, PathLines, References,
+    Salt, Signed, Word,
 };
 
 /// Findings that are named; more are counted.
@@ -118,7 +118,7 @@ pub struct Beside {
     pub private: Option<(Salt, String)>,
 }
 
-/// What has to come beside a leaf for its signature to be checked.
+/// What has to come beside a leaf for its signature to be checked, and for what it does to a path to be known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Needed {
     /// The list of references with this digest.
@@ -129,21 +129,23 @@ pub enum Needed {
 
 /// What has to come beside `leaf`, if anything.
 pub fn needed(leaf: &Leaf) -> Option<Needed> {
-    match &signed(&leaf.event)?.claim {
-        Disclosed::Private(_) => Some(Needed::Opening),
-        Disclosed::Open(ClaimLines { references: References::Digest(digest), .. }) => {
-            Some(Needed::References(*digest))
-        }
-        Disclosed::Open(_) => None,
-    }
+    let hides = match &leaf.event {
+        Event::Sign(signed) | Event::Resign(signed) => match &signed.claim {
+            Disclosed::Open(ClaimLines { references: References::Digest(digest), .. }) => {
+                return Some(Needed::References(*digest));
+            }
+            claim => is_private(claim),
+        },
+        Event::Realisation(signed) => is_private(&signed.claim),
+        Event::Withdraw(lines) | Event::Delete(lines) | Event::Restore(lines) => is_private(lines),
+        Event::CacheDelete(line) => is_private(line),
+        _ => false,
+    };
+    hides.then_some(Needed::Opening)
 }
 
-/// The signature over a store path that an event is about.
-fn signed(event: &Event) -> Option<&Signed> {
-    match event {
-        Event::Sign(signed) | Event::Resign(signed) => Some(signed),
-        _ => None,
-    }
+fn is_private<T: Covered>(lines: &Disclosed<T>) -> bool {
+    matches!(lines, Disclosed::Private(_))
 }
 
 /// A signature that waits for others.
@@ -212,6 +214,9 @@ impl Auditor {
             Event::TokenRevoke(token) => {
                 self.revoked.entry(token.clone()).or_insert(index);
             }
+            Event::Withdraw(lines) | Event::Delete(lines) | Event::Restore(lines) => {
+                self.check_path(index, lines, beside);
+            }
             _ => {}
         }
     }
@@ -243,9 +248,11 @@ impl Auditor {
 
     fn check_token(&mut self, index: u64, leaf: &Leaf) {
         let Some(token) = &leaf.token else { return };
-        // One call that revokes many is several leaves, and its own token may be among the first.
+        // One call that revokes many is several leaves, and its own token may be among the first. What a takedown does to
+        // paths comes batch by batch, and early versions wrote down who had asked for it: alive then, maybe not any more.
+        let is_late = matches!(leaf.event, Event::TokenRevoke(_) | Event::Withdraw(_) | Event::Restore(_));
         if let Some(revoked) = self.revoked.get(token)
-            && !matches!(leaf.event, Event::TokenRevoke(_))
+            && !is_late
         {
             let event = leaf.event.name();
             let what = format!("{event} with token {token}, which leaf {revoked} had revoked");
@@ -261,6 +268,15 @@ impl Auditor {
         if let Some(replaces) = signed.basis.replaces.filter(|replaces| *replaces >= index) {
             let what = format!("it replaces leaf {replaces}, which does not come before it");
             self.finding(FindingKind::Replaces, Some(index), what);
+        }
+    }
+
+    /// Whether what was shown for a path that a leaf moves is what that hides.
+    fn check_path(&mut self, index: u64, lines: &Disclosed<PathLines>, beside: &Beside) {
+        if let Disclosed::Private(commitment) = lines
+            && let Err(Unclear::Wrong(kind, what)) = opened::<PathLines>(commitment, beside)
+        {
+            self.finding(kind, Some(index), what.to_owned());
         }
     }
 
@@ -352,13 +368,21 @@ fn shown_claim<'a>(
     Ok(Cow::Owned(ClaimLines { references, ..lines.into_owned() }))
 }
 
-fn opened(commitment: &Commitment, beside: &Beside) -> Result<ClaimLines, Unclear> {
+/// What a leaf says openly, or what was shown for it; `None` where that is nothing, or not what it hides.
+fn shown<'a, T: Covered + Clone>(lines: &'a Disclosed<T>, beside: &Beside) -> Option<Cow<'a, T>> {
+    match lines {
+        Disclosed::Open(lines) => Some(Cow::Borrowed(lines)),
+        Disclosed::Private(commitment) => opened(commitment, beside).ok().map(Cow::Owned),
+    }
+}
+
+fn opened<T: Covered>(commitment: &Commitment, beside: &Beside) -> Result<T, Unclear> {
     let (salt, lines) = beside.private.as_ref().ok_or(Unclear::Hidden)?;
     if !commitment.opens(salt, lines.as_bytes()) {
         return Err(Unclear::Wrong(FindingKind::Opening, "what was shown for it is not what it commits to"));
     }
-    ClaimLines::parse(lines)
-        .map_err(|_| Unclear::Wrong(FindingKind::Opening, "what it commits to is not a claim"))
+    T::parse(lines)
+        .map_err(|_| Unclear::Wrong(FindingKind::Opening, "what it commits to is not what such a leaf hides"))
 }
 
 #[cfg(test)]

@@ -140,6 +140,50 @@ on_each_backend! {
         assert!(found.iter().all(|(_, what)| what.starts_with(&object)), "{found:?}");
     }
 
+    async fn what_a_private_cache_lacks_is_found_by_who_may_pull_from_it(server: TestServer) {
+        let ([_, _, unheard], _) = filled(&server).await;
+        let storage = server.site.storage().await;
+        let place = place(&server.site);
+        let as_one = async |token: &str, done: &dyn Fn(&Value) -> bool| {
+            until("the log to be as far", async || {
+                let mut command = server.site.command(&[]);
+                command.env("NARVAULT_URL", &server.url).env("NARVAULT_TOKEN", token);
+                command.args(["log", "audit", &server.url, "--storage", &place, "--json", "--wait", "1s"]);
+                let ended = Ended::of(command).await;
+                let answer = serde_json::from_str(&ended.stdout).unwrap_or_else(|_| panic!("{ended:?}"));
+                done(&answer).then_some((ended, answer))
+            })
+            .await
+        };
+        let object = narinfo("secret", &unheard);
+        let sound = read(&storage, &object).await;
+        let reader = server.token("reader", &["pull:secret"]).await;
+        let other = server.token("other", &["pull:main"]).await;
+        let any = |_: &Value| true;
+        let answered = as_one(&reader.text, &any).await;
+        check(&answered, &[]);
+        assert_eq!((&answered.1["narinfos"], &answered.1["hidden"]), (&json!(3), &json!(0)));
+
+        storage.delete(&key(&object), Duration::from_secs(5)).await.unwrap();
+        check(&as_one(&reader.text, &any).await, &[("narinfo-missing", &object)]);
+        check(&as_one(&other.text, &any).await, &[]);
+
+        // Taken away in order, and put back past the server.
+        let words = ["path", "quarantine", "secret", unheard.hash(), "--reason", "under suspicion"];
+        assert_eq!(server.narvault(words).await.code, Some(0));
+        let withdrawn = |answer: &Value| answer["events"]["withdraw"] == 1;
+        check(&as_one(&reader.text, &withdrawn).await, &[]);
+        storage.put(&key(&object), sound.into()).await.unwrap();
+        check(&as_one(&reader.text, &withdrawn).await, &[("narinfo-withdrawn", &object)]);
+        check(&as_one(&other.text, &withdrawn).await, &[]);
+        let words = ["path", "restore", "secret", unheard.hash(), "--reason", "false alarm"];
+        assert_eq!(server.narvault(words).await.code, Some(0));
+        let restored = |answer: &Value| answer["events"]["restore"] == 1;
+        let answered = as_one(&reader.text, &restored).await;
+        check(&answered, &[]);
+        assert_eq!(answered.1["narinfos"], 3);
+    }
+
     async fn what_nix_does_not_sign_is_looked_at_too(server: TestServer) {
         let ([hello, ..], log_key) = filled(&server).await;
         let storage = server.site.storage().await;

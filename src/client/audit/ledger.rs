@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use super::{Auditor, Beside, FindingKind, shown_claim};
+use super::{Auditor, Beside, FindingKind, is_private, shown, shown_claim};
 use crate::nix::compression::NarFileName;
 use crate::nix::content_address::ContentAddress;
 use crate::nix::hash::Sha256Digest;
@@ -13,7 +13,7 @@ use crate::nix::narinfo::{NarInfo, NarInfoText};
 use crate::nix::realisation::{Realisation, RealisationKey};
 use crate::nix::signature::Signature;
 use crate::nix::store_path::{StorePath, StorePathHash};
-use crate::tlog::leaf::{CacheLine, ClaimLines, Disclosed, Event, Leaf, PathLines, Signed, Word};
+use crate::tlog::leaf::{CacheLine, Disclosed, Event, Leaf, PathLines, Signed, Word};
 
 /// Something that is wrong with an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,7 +70,7 @@ impl Short {
     }
 }
 
-/// A path of a public cache, by the cache's place in [`Ledger::caches`].
+/// A path, by the place of its cache in [`Ledger::caches`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Place {
     cache: usize,
@@ -101,6 +101,9 @@ struct Standing {
     signature: Short,
     /// The leaf that took it away.
     gone: Option<u64>,
+    /// The last leaf that says how it stands, and whether that hides it from those who may not pull.
+    told: u64,
+    is_private: bool,
     /// Whether a narinfo with that signature was seen.
     seen: bool,
 }
@@ -115,6 +118,9 @@ pub(super) struct Ledger {
     paths: HashMap<Place, Standing>,
     /// The NarHash that each file was named for first.
     files: HashMap<NarFileName, Short>,
+    /// The last leaf that takes a path of a private cache away, or brings one back, or does away with such a cache, and
+    /// that was not opened.
+    hidden: Option<u64>,
 }
 
 impl Ledger {
@@ -122,16 +128,22 @@ impl Ledger {
         match &leaf.event {
             Event::Sign(signed) | Event::Resign(signed) => self.sign(index, signed, beside),
             Event::Realisation(signed) => {
-                let open = open(&signed.claim);
-                let about = open.map(|claim| Short::of(claim.path.as_str().as_bytes()));
-                self.account(index, signed, about, true);
+                let claim = shown(&signed.claim, beside);
+                let about = claim.map(|claim| Short::of(claim.path.as_str().as_bytes()));
+                self.account(index, signed, about, true, beside);
             }
-            Event::Withdraw(lines) | Event::Delete(lines) => self.move_path(lines, Some(index)),
-            Event::Restore(lines) => self.move_path(lines, None),
-            Event::CacheDelete(Disclosed::Open(CacheLine { cache: Some(name) })) => {
-                let cache = self.cache(name);
-                self.caches[cache].1 = Some(index);
+            Event::Withdraw(lines) | Event::Delete(lines) => {
+                self.move_path(index, lines, Some(index), beside);
             }
+            Event::Restore(lines) => self.move_path(index, lines, None, beside),
+            Event::CacheDelete(line) => match shown(line, beside).as_deref() {
+                Some(CacheLine { cache: Some(name) }) => {
+                    let cache = self.cache(name);
+                    self.caches[cache].1 = Some(index);
+                }
+                Some(CacheLine { cache: None }) => {}
+                None => self.hidden = Some(index),
+            },
             _ => {}
         }
     }
@@ -140,17 +152,27 @@ impl Ledger {
         let claim = shown_claim(&signed.claim, beside).ok();
         let about =
             claim.and_then(|claim| claim.fingerprint()).map(|fingerprint| Short::of(fingerprint.as_bytes()));
-        let signature = self.account(index, signed, about, false);
-        // What is not public is not awaited: its withdrawal would not be known either.
-        let Some(claim) = open(&signed.claim) else { return };
+        let signature = self.account(index, signed, about, false, beside);
+        // What nobody opened is not awaited: its withdrawal would not be known either.
+        let Some(claim) = shown(&signed.claim, beside) else { return };
         if let Some(place) = self.place(&claim.cache, &claim.path) {
-            self.paths.insert(place, Standing { leaf: index, signature, gone: None, seen: false });
+            let is_private = is_private(&signed.claim);
+            let standing =
+                Standing { leaf: index, signature, gone: None, told: index, is_private, seen: false };
+            self.paths.insert(place, standing);
         }
     }
 
-    fn account(&mut self, index: u64, signed: &Signed, about: Option<Short>, is_entry: bool) -> Short {
+    fn account(
+        &mut self,
+        index: u64,
+        signed: &Signed,
+        about: Option<Short>,
+        is_entry: bool,
+        beside: &Beside,
+    ) -> Short {
         let id = Short::of_signature(signed.key.as_str(), &signed.sig.0);
-        let cache = open(&signed.claim).map(|claim| self.cache(&claim.cache));
+        let cache = shown(&signed.claim, beside).map(|claim| self.cache(&claim.cache));
         let new = Account { leaf: index, leaves: 0, about, cache, is_entry, verified: false };
         let account = self.accounts.entry(id).or_insert(new);
         account.leaf = index;
@@ -158,13 +180,22 @@ impl Ledger {
         id
     }
 
-    fn move_path(&mut self, lines: &Disclosed<PathLines>, gone: Option<u64>) {
-        let Disclosed::Open(lines) = lines else { return };
+    fn move_path(&mut self, index: u64, lines: &Disclosed<PathLines>, gone: Option<u64>, beside: &Beside) {
+        let is_private = is_private(lines);
+        let Some(lines) = shown(lines, beside) else {
+            self.hidden = Some(index);
+            return;
+        };
         if let Some(place) = self.place(&lines.cache, &lines.path)
             && let Some(standing) = self.paths.get_mut(&place)
         {
-            standing.gone = gone;
+            (standing.gone, standing.told, standing.is_private) = (gone, index, is_private);
         }
+    }
+
+    /// Whether a later leaf, which nobody opened, may say something else of a path.
+    fn may_have_moved(&self, standing: &Standing) -> bool {
+        standing.is_private && self.hidden > Some(standing.told)
     }
 
     fn cache(&mut self, name: &Word) -> usize {
@@ -280,12 +311,14 @@ impl Auditor {
         faults
     }
 
-    /// Public paths that are to be served, by the leaves so far, and whose narinfo was not seen as it should be.
+    /// Paths that are to be served, by the leaves so far, and whose narinfo was not seen as it should be. Of those of
+    /// private caches the ones whose leaves were opened.
     pub fn awaited(&self) -> Vec<Awaited> {
         let Some(ledger) = &self.ledger else { return Vec::new() };
         let awaited = ledger.paths.iter().filter_map(|(place, standing)| {
             let (name, deleted) = &ledger.caches[place.cache];
-            let is_awaited = standing.gone.is_none() && deleted.is_none() && !standing.seen;
+            let is_served = standing.gone.is_none() && deleted.is_none();
+            let is_awaited = is_served && !standing.seen && !ledger.may_have_moved(standing);
             is_awaited.then(|| Awaited { leaf: standing.leaf, cache: name.clone(), hash: place.hash })
         });
         let mut awaited: Vec<_> = awaited.collect();
@@ -312,14 +345,18 @@ impl Ledger {
         // A cache lies below its name, unless somebody wanted it elsewhere.
         let here = self.by_name.get(prefix).copied();
         let of_here = accounts.iter().find(|account| account.cache.is_some() && account.cache == here);
-        let is_public = accounts.iter().all(|account| account.cache.is_some());
-        if of_here.is_none() && here.is_some() && is_public {
+        let are_known = accounts.iter().all(|account| account.cache.is_some());
+        if of_here.is_none() && here.is_some() && are_known {
             let what = "no leaf accounts for it in this cache";
             return judged.fault(FindingKind::NarinfoUnaccounted, Some(first.leaf), what);
         }
         let Some(cache) = of_here.unwrap_or(first).cache else { return };
         let deleted = self.caches[cache].1;
-        let Some(standing) = self.paths.get_mut(&Place { cache, hash }) else { return };
+        let place = Place { cache, hash };
+        if self.paths.get(&place).is_some_and(|standing| self.may_have_moved(standing)) {
+            return;
+        }
+        let Some(standing) = self.paths.get_mut(&place) else { return };
         if let Some(gone) = standing.gone.or(deleted) {
             judged.fault(FindingKind::NarinfoWithdrawn, Some(gone), "that leaf took it away");
         } else if ids.contains(&standing.signature) {
@@ -355,14 +392,6 @@ fn unlike_written(narinfo: &NarInfo, body: &[u8]) -> Option<&'static str> {
         !ca.is_recomputed(&claim.path, &claim.references) || path.as_ref() != Ok(&claim.path)
     };
     ca.as_ref().filter(|ca| is_another(ca)).map(|_| "its CA is not that of its path")
-}
-
-/// What a leaf shows to everybody.
-fn open(claim: &Disclosed<ClaimLines>) -> Option<&ClaimLines> {
-    match claim {
-        Disclosed::Open(claim) => Some(claim),
-        Disclosed::Private(_) => None,
-    }
 }
 
 #[cfg(test)]

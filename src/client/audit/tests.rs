@@ -148,6 +148,43 @@ fn whatever_a_revoked_token_did_afterwards_is_found() {
 }
 
 #[test]
+fn a_takedown_that_goes_on_after_its_asker_is_dead_is_no_finding_in_either_form() {
+    let lines = PathLines { cache: word("main"), path: word(PATH), nar_hash: Some(word(HASH)) };
+    let open = Disclosed::Open(lines);
+    let revoked = leaf(Event::TokenRevoke(word("t-1")), Some("t-1"));
+    for event in [Event::Withdraw(open.clone()), Event::Restore(open.clone())] {
+        for token in [None, Some("t-1")] {
+            check(&[honest(), revoked.clone(), leaf(event.clone(), token)], &[]);
+        }
+        // Whoever asked was somebody.
+        check(&[leaf(event, Some("t-9"))], &[(FindingKind::UnissuedToken, 2)]);
+    }
+    // What is done at once is done by somebody who lives.
+    for event in [Event::Delete(open.clone()), Event::Conflict(open)] {
+        check(&[revoked.clone(), leaf(event, Some("t-1"))], &[(FindingKind::AfterRevocation, 3)]);
+    }
+}
+
+#[test]
+fn leaves_of_takedowns_as_every_version_wrote_them_are_read_without_a_finding() {
+    const ISSUED: &str = "01997c5c-0000-7000-8000-000000000002";
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/log-v1/events");
+    let mut auditor = Auditor::new();
+    auditor.leaf(0, Ok(leaf(Event::TokenIssue(word(ISSUED)), None)), &Beside::default());
+    auditor.leaf(1, Ok(leaf(Event::TokenRevoke(word(ISSUED)), Some(ISSUED))), &Beside::default());
+    for (index, name) in
+        (2..).zip(["withdraw", "withdraw.asked", "withdraw.private", "restore", "restore.asked"])
+    {
+        let text = std::fs::read(folder.join(format!("{name}.leaf"))).unwrap();
+        auditor.leaf(index, Leaf::parse(&text), &Beside::default());
+    }
+
+    let report = auditor.finish();
+
+    assert_eq!((found(&report), report.leaves), (vec![], 7));
+}
+
+#[test]
 fn a_token_that_nobody_issued_is_found() {
     let forged = Leaf { token: Some(word("t-9")), ..honest() };
 

@@ -136,15 +136,18 @@ fn every_event_has_its_lines() {
     assert_eq!(parse(&attest).unwrap().encode().unwrap(), attest);
 }
 
-/// Every event, in every form that it has: in clear, hidden, with a digest for its list, of the server itself.
+/// Every event, in every form that it has: in clear, hidden, with a digest for its list, of the server itself, and as
+/// early versions wrote what a takedown did, with the token that had asked for it.
 #[test]
 fn leaves_that_were_ever_written_are_read_for_ever() {
     let claims = ["", ".digest", ".private"];
     let (hidden, of_server) = (["", ".private"], ["", ".private", ".server"]);
+    let by_asker = ["", ".private", ".asked"];
     let mut expected = vec!["later.leaf".to_owned()];
     for (events, forms) in [
         ("sign resign realisation attest", &claims[..]),
-        ("withdraw delete restore conflict cache-create cache-delete key-state key-succession", &hidden),
+        ("withdraw restore", &by_asker),
+        ("delete conflict cache-create cache-delete key-state key-succession", &hidden),
         ("policy-change key-create", &of_server),
         ("token-issue token-revoke contributor-create contributor-suspend contributor-quarantine", &[""]),
         ("oidc-rule vault-slot admin-claim audit-commit", &[""]),
@@ -169,6 +172,7 @@ fn leaves_that_were_ever_written_are_read_for_ever() {
         assert_eq!(is_known.then(|| leaf.event.name()), (event != "later").then_some(event), "{name}");
         assert_eq!(text.contains("\nprivate "), form == "private.leaf", "{name}");
         assert_eq!(text.contains("\nreferences-sha256 "), form == "digest.leaf", "{name}");
+        assert!(form != "asked.leaf" || leaf.token.is_some(), "{name}");
         found.push(name);
     }
     found.sort();

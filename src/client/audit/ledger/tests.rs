@@ -2,7 +2,7 @@ use ed25519_dalek::{Signer as _, SigningKey};
 
 use super::*;
 use crate::nix::signature::PublicKey;
-use crate::tlog::leaf::{Basis, Covered as _, KeyEvent, References, SignatureBytes};
+use crate::tlog::leaf::{Basis, ClaimLines, Covered as _, KeyEvent, References, SignatureBytes};
 
 const HELLO: &str = "mmjhp110f3wf5kp5q70rc7p49yln4qzy-hello-1.0";
 const NAR_HASH: &str = "sha256:073hsc8a7q3pk73qcgq6rg25cza44y9xzdi8sp49q9hhja941hj7";
@@ -182,6 +182,99 @@ fn a_hidden_leaf_accounts_for_its_narinfo_and_for_no_other() {
     let expected = vec![(FindingKind::NarinfoDiffers, Some(2))];
     assert_eq!(judged(vec![hidden(&claim(1000))], &changed), (expected, vec![1]));
     assert!(!claim(1000).text().is_empty());
+}
+
+/// A salt for each leaf, so that none opens another.
+fn salt(number: u8) -> crate::tlog::leaf::Salt {
+    [number; 16]
+}
+
+/// Leaves of a private cache, each with what it hides, and whether that is shown.
+fn in_secret(events: Vec<(Event, String, bool)>, text: &str) -> (Vec<(FindingKind, Option<u64>)>, Vec<u64>) {
+    let mut auditor = auditor(Vec::new());
+    for (index, (event, lines, is_shown)) in (2..).zip(events) {
+        let time = "2026-11-22T13:10:00.123Z".parse().unwrap();
+        let leaf = Leaf { event, time, by: None, token: None, detail: None };
+        let private = is_shown.then(|| (salt(index as u8), lines));
+        auditor.leaf(index, Ok(leaf), &Beside { private, references: None });
+    }
+    let faults = auditor.narinfo("secret", hash(), text.as_bytes()).faults;
+    let faults = faults.iter().map(|fault| (fault.kind, fault.leaf)).collect();
+    (faults, auditor.awaited().iter().filter(|one| one.cache == "secret").map(|one| one.leaf).collect())
+}
+
+#[test]
+fn a_private_path_is_awaited_where_its_leaves_were_opened() {
+    use FindingKind::{NarinfoDiffers, NarinfoUnaccounted, NarinfoWithdrawn};
+    let secret = ClaimLines { cache: word("secret"), ..claim(1000) };
+    let text = narinfo(&secret);
+    let elsewhere = text.replace("Sig: main-1", "Sig: main-2");
+    let sign = |number: u8, is_shown: bool| {
+        let signature = signature(&secret.fingerprint().unwrap());
+        let event = Event::Sign(signed(Disclosed::sealed(&secret, &salt(number)), &signature));
+        (event, secret.text(), is_shown)
+    };
+    let ClaimLines { cache, path, nar_hash, .. } = secret.clone();
+    let lines = PathLines { cache: cache.clone(), path, nar_hash };
+    let moved = |event: fn(Disclosed<PathLines>) -> Event, number: u8, is_shown: bool| {
+        (event(Disclosed::sealed(&lines, &salt(number))), lines.text(), is_shown)
+    };
+    let line = CacheLine { cache: Some(cache) };
+    let deleted = |number: u8, is_shown: bool| {
+        (Event::CacheDelete(Disclosed::sealed(&line, &salt(number))), line.text(), is_shown)
+    };
+    let (shown, hidden) = (true, false);
+
+    assert_eq!(in_secret(vec![sign(2, shown)], &text), (vec![], vec![]));
+    assert_eq!(in_secret(vec![sign(2, shown)], &elsewhere), (vec![(NarinfoUnaccounted, None)], vec![2]));
+    assert_eq!(in_secret(vec![sign(2, hidden)], &elsewhere), (vec![(NarinfoUnaccounted, None)], vec![]));
+    let larger = text.replace("NarSize: 1000", "NarSize: 1001");
+    assert_eq!(in_secret(vec![sign(2, shown)], &larger).0, [(NarinfoDiffers, Some(2))]);
+    let withdrawn = vec![sign(2, shown), moved(Event::Withdraw, 3, shown)];
+    assert_eq!(in_secret(withdrawn.clone(), &text), (vec![(NarinfoWithdrawn, Some(3))], vec![]));
+    let back = [withdrawn.clone(), vec![moved(Event::Restore, 4, shown)]].concat();
+    assert_eq!(in_secret(back, &elsewhere).1, [2]);
+    let gone = vec![sign(2, shown), deleted(3, shown)];
+    assert_eq!(in_secret(gone, &text), (vec![(NarinfoWithdrawn, Some(3))], vec![]));
+
+    // What nobody opened may have been about this path: nothing is said of it until a later leaf does.
+    for (event, next) in [
+        (moved(Event::Withdraw, 3, hidden), 4),
+        (moved(Event::Delete, 3, hidden), 4),
+        (deleted(3, hidden), 4),
+    ] {
+        let unknown = vec![sign(2, shown), event];
+        assert_eq!(in_secret(unknown.clone(), &elsewhere).1, [0u64; 0]);
+        assert_eq!(in_secret(unknown.clone(), &text).0, []);
+        let again = [unknown, vec![sign(next, shown)]].concat();
+        assert_eq!(in_secret(again, &elsewhere).1, [u64::from(next)]);
+    }
+    let may_be_back = [withdrawn, vec![moved(Event::Restore, 4, hidden)]].concat();
+    assert_eq!(in_secret(may_be_back, &text), (vec![], vec![]));
+}
+
+#[test]
+fn what_is_shown_for_a_withdrawal_is_held_against_it() {
+    let lines =
+        PathLines { cache: word("secret"), path: word(&format!("/nix/store/{HELLO}")), nar_hash: None };
+    for (salt_shown, text, is_found) in [
+        (salt(2), lines.text(), false),
+        (salt(3), lines.text(), true),
+        (salt(2), lines.text().replace("hello", "world"), true),
+    ] {
+        let mut auditor = auditor(Vec::new());
+        let event = Event::Withdraw(Disclosed::sealed(&lines, &salt(2)));
+        let time = "2026-11-22T13:10:00.123Z".parse().unwrap();
+        let leaf = Leaf { event, time, by: None, token: None, detail: None };
+        let beside = Beside { private: Some((salt_shown, text)), references: None };
+
+        auditor.leaf(2, Ok(leaf), &beside);
+
+        let found = auditor.finish().findings;
+        let kinds: Vec<_> = found.iter().map(|finding| (finding.kind, finding.index)).collect();
+        assert_eq!(kinds == [(FindingKind::Opening, Some(2))], is_found, "{kinds:?}");
+        assert!(is_found || kinds.is_empty());
+    }
 }
 
 #[test]
