@@ -19,6 +19,7 @@ mod leases;
 mod log_audit;
 mod log_follow;
 mod log_mirror;
+mod log_publishers;
 mod log_storage;
 mod metrics;
 mod migrations;
