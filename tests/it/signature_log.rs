@@ -2,9 +2,12 @@
 
 use std::path::PathBuf;
 
+use data_encoding::BASE64;
+use futures_util::TryStreamExt as _;
 use narvault::client::proved::{NotProved, Proved};
 use narvault::nix::nar::build::Node;
 use narvault::nix::signature::PublicKey;
+use narvault::storage::{Folder, Prefix};
 use narvault::tlog::checkpoint::Checkpoint;
 use narvault::tlog::leaf::{Event, Leaf};
 use narvault::tlog::policy::Policy;
@@ -340,5 +343,139 @@ mod who_caused_a_signature {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn is_proved_from_a_bucket_alone() {
         who_caused_a_signature_is_proved_from_storage_alone(Backend::SQLITE_S3).await;
+    }
+}
+
+/// A copy of everything that lies in a bucket, in a folder.
+async fn copy_of(site: &Site) -> tempfile::TempDir {
+    let (copy, storage) = (tempfile::tempdir().unwrap(), site.storage().await);
+    for folder in [Folder::Log, Folder::Cache(Prefix::empty())] {
+        let entries: Vec<_> = storage.list(&folder).try_collect().await.unwrap();
+        for key in entries.iter().filter_map(|entry| entry.key()) {
+            let path = copy.path().join(key.to_string());
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, storage.read(&key, 1 << 24).await.unwrap().unwrap()).unwrap();
+        }
+    }
+    copy
+}
+
+/// Checks a proof file with the eyes of others: the checkpoint by the crate `signed_note`, the leaf's place under it by
+/// `tlog_tiles`. Answers with the leaf.
+fn leaf_proved_by_others(proof: &str, log_key: &str) -> String {
+    let (head, note) = proof.split_once("\n\n").unwrap();
+    let mut lines = head.lines();
+    assert_eq!(lines.next(), Some("c2sp.org/tlog-proof@v1"));
+    let leaf = lines.next().and_then(|line| line.strip_prefix("extra ")).unwrap();
+    let leaf = BASE64.decode(leaf.as_bytes()).unwrap();
+    let index = lines.next().and_then(|line| line.strip_prefix("index ")).unwrap().parse().unwrap();
+    let hash = |text: &str| tlog_tiles::Hash(BASE64.decode(text.as_bytes()).unwrap().try_into().unwrap());
+    let hashes: Vec<_> = lines.map(hash).collect();
+
+    let verifier = signed_note::StandardVerifier::new(log_key).unwrap();
+    let known = signed_note::VerifierList::new(vec![Box::new(verifier)]);
+    let note = signed_note::Note::from_bytes(note.as_bytes()).unwrap();
+    assert_eq!(note.verify(&known).unwrap().0.len(), 1, "the log's key has signed");
+    let checkpoint = tlog_tiles::Checkpoint::from_bytes(note.text()).unwrap();
+    let place = tlog_tiles::record_hash(&leaf);
+    tlog_tiles::check_record(&hashes, checkpoint.size(), *checkpoint.hash(), index, place).unwrap();
+    String::from_utf8(leaf).unwrap()
+}
+
+async fn a_stranger_with_only_the_bucket_and_the_public_log_key_proves_who_caused_a_signature(
+    backend: Backend,
+) {
+    let Some(server) = TestServer::start(backend).await else {
+        return println!("skipped: {backend:?} is not here");
+    };
+    let (alice, bob) =
+        (server.token("alice", &["push:main"]).await, server.token("bob", &["push:main"]).await);
+    let (hello, world) = (TestPath::new("hello", "hello"), TestPath::new("world", "world"));
+    alice.http.push("main", &hello).await;
+    bob.http.push("main", &world).await;
+    crate::recover::everything_is_published(&server, &world).await;
+    let log_key = log_key(&server).await.to_string();
+    let pseudonym = server.admin().contributor("alice").await.unwrap().id;
+    let bucket = copy_of(&server.site).await;
+    // No server any more, no database, no vault.
+    drop(server.stop().await);
+
+    // What a stranger has: this folder, in which nobody's name stands, and the key.
+    let (from, home) = (bucket.path().to_str().unwrap(), tempfile::tempdir().unwrap());
+    let narinfo = std::fs::read_to_string(bucket.path().join(format!("main/{}.narinfo", hello.hash())));
+    let narinfo = narinfo.unwrap();
+    let signature = narinfo.lines().find_map(|line| line.strip_prefix("Sig: ")).unwrap().to_owned();
+    let run = async |arguments: &[&str], key: &str| {
+        let mut command = crate::support::server::narvault();
+        command.args(["log"]).args(arguments).args(["--log-key", key]).env("HOME", home.path());
+        command.current_dir(home.path());
+        Ended::of(command).await
+    };
+
+    let shown = run(&["show", &signature, "--from", from, "--json"], &log_key).await;
+    assert_eq!(shown.code, Some(0), "{shown:?}");
+    let shown: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap();
+    let leaf = shown[0]["leaf"].as_str().unwrap();
+    assert!(leaf.contains(&format!("\nby {pseudonym}\ntoken {}\n", alice.id)), "{leaf}");
+    assert!(!leaf.contains("alice"), "{leaf}");
+
+    // And can prove it to anybody, who needs none of our programs.
+    let proof = run(&["proof", "--signature", &signature, "--from", from], &log_key).await;
+    assert_eq!(proof.code, Some(0), "{proof:?}");
+    let proved = leaf_proved_by_others(&proof.stdout, &log_key);
+    assert_eq!(proved, leaf);
+    let bytes = signature.split_once(':').unwrap().1;
+    for line in [format!("path {}", hello.store_path), format!("sig {bytes}"), format!("by {pseudonym}")] {
+        assert!(proved.lines().any(|one| one == line), "{line}: {proved}");
+    }
+    // The signature is of a key that the same log announced, and every narinfo there has its leaf.
+    let audited = run(&["audit", from, "--json"], &log_key).await;
+    assert_eq!(audited.code, Some(0), "{audited:?}");
+    let answer: serde_json::Value = serde_json::from_str(&audited.stdout).unwrap();
+    assert_eq!((&answer["signatures"], &answer["narinfos"]), (&2.into(), &2.into()));
+
+    // Another key, a signature that nobody made, and a bucket in which somebody put the blame on another.
+    let stranger = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW";
+    let refused = run(&["show", &signature, "--from", from], stranger).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    let other = signature.replace(bytes, &BASE64.encode(&[7; 64]));
+    let none = run(&["proof", "--signature", &other, "--from", from], &log_key).await;
+    assert_eq!(none.code, Some(1), "{none:?}");
+    let entries = bucket.path().join("_log/tile/entries/000.p");
+    let bundle = std::fs::read_dir(entries)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .max_by_key(|path| path.file_name().and_then(|name| name.to_str()).unwrap().parse::<u64>().unwrap());
+    let bundle = bundle.unwrap();
+    let sound = std::fs::read(&bundle).unwrap();
+    let at = sound.windows(36).position(|window| window == pseudonym.as_bytes()).unwrap();
+    let mut blamed = sound;
+    blamed[at + 35] ^= 1;
+    std::fs::write(&bundle, blamed).unwrap();
+    for arguments in
+        [&["show", &signature, "--from", from][..], &["proof", "--signature", &signature, "--from", from]]
+    {
+        let refused = run(arguments, &log_key).await;
+        assert_eq!(refused.code, Some(4), "{refused:?}");
+    }
+}
+
+mod a_stranger_with_only_the_bucket_and_the_public_log_key {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn proves_who_caused_a_signature_of_a_folder() {
+        super::a_stranger_with_only_the_bucket_and_the_public_log_key_proves_who_caused_a_signature(
+            Backend::SQLITE_DISK,
+        )
+        .await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn proves_who_caused_a_signature_of_a_bucket() {
+        super::a_stranger_with_only_the_bucket_and_the_public_log_key_proves_who_caused_a_signature(
+            Backend::POSTGRES_REAL_S3,
+        )
+        .await;
     }
 }
