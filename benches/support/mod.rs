@@ -44,6 +44,7 @@ pub async fn open(
         upload_session: Duration::from_secs(3600),
         direct_parts: false,
         withdrawn_max: Duration::from_secs(3600),
+        takedown_answer: Duration::from_secs(60),
         narinfo_memory_bytes: 1 << 20,
         keys,
     };

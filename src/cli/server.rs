@@ -180,6 +180,7 @@ pub fn limits(config: &Config) -> Result<Limits, TryFromIntError> {
         upload_session: Duration::from_secs(limits.upload_session_hours.saturating_mul(3600)),
         direct_parts: config.uploads.direct,
         withdrawn_max: Duration::from_secs(limits.withdrawn_days.saturating_mul(24 * 3600)),
+        takedown_answer: Duration::from_secs(limits.takedown_answer_seconds),
         narinfo_memory_bytes: NARINFO_MEMORY_BYTES,
         keys: KeyLimits {
             resign_paths_per_second: config.keys.resign_paths_per_second,

@@ -226,6 +226,8 @@ section! {
     upload_session_hours: u64 = "24",
     /// How long the NARs of withdrawn paths are kept, unserved.
     withdrawn_days: u64 = "90",
+    /// How long a takedown, or the end of one, is waited for before the call answers with what is left.
+    takedown_answer_seconds: u64 = "60",
     /// How long running requests may go on after the signal to stop.
     shutdown_seconds: u64 = "30",
     /// Attempts per minute from one address to claim, unseal, report a token or exchange an OIDC token.
@@ -496,7 +498,7 @@ impl Backup {
 
 impl Limits {
     /// Least and most of each: the least keeps the server usable, the most keeps sums of them within 63 bits.
-    fn ranges(&self) -> [(&'static str, u64, u64, u64); 12] {
+    fn ranges(&self) -> [(&'static str, u64, u64, u64); 13] {
         const MIB: u64 = 1 << 20;
         const TIB: u64 = 1 << 40;
         [
@@ -512,6 +514,8 @@ impl Limits {
             ("limits.unpublished_nar_hours", self.unpublished_nar_hours, 1, 24 * 365),
             ("limits.upload_session_hours", self.upload_session_hours, 1, 24 * 30),
             ("limits.withdrawn_days", self.withdrawn_days, 1, 3650),
+            // narvault's own client waits 120 s for an answer.
+            ("limits.takedown_answer_seconds", self.takedown_answer_seconds, 1, 100),
             ("limits.shutdown_seconds", self.shutdown_seconds, 1, 3600),
             ("limits.rate_per_minute", self.rate_per_minute, 1, 100_000),
         ]

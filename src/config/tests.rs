@@ -82,6 +82,7 @@ limits.upload_min_bytes_per_second = 1024
 limits.unpublished_nar_hours = 168
 limits.upload_session_hours = 24
 limits.withdrawn_days = 90
+limits.takedown_answer_seconds = 60
 limits.shutdown_seconds = 30
 limits.rate_per_minute = 10"
     );
@@ -153,6 +154,7 @@ fn every_key_is_read_from_the_file_and_from_its_variable() {
         ("limits.unpublished_nar_hours", "4"),
         ("limits.upload_session_hours", "12"),
         ("limits.withdrawn_days", "5"),
+        ("limits.takedown_answer_seconds", "16"),
         ("limits.shutdown_seconds", "6"),
         ("limits.rate_per_minute", "7"),
     ];
@@ -300,6 +302,7 @@ fn numbers_out_of_range_are_refused() {
         "limits.upload_min_bytes_per_second = 0",
         "limits.unpublished_nar_hours = 0",
         "limits.withdrawn_days = 3651",
+        "limits.takedown_answer_seconds = 101",
         "keys.resign_paths_per_second = 0",
         "keys.rotation_publish_days = 366",
         "keys.rotation_wait_days = 366",

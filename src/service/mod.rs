@@ -205,6 +205,8 @@ pub struct Limits {
     /// How long a NAR may wait for its narinfo.
     pub unpublished_max: Duration,
     pub withdrawn_max: Duration,
+    /// How long a takedown waits for the end of its work, and for storage, before it answers.
+    pub takedown_answer: Duration,
     /// How long an upload in parts is kept after its last one.
     pub upload_session: Duration,
     /// Whether parts may go straight to the bucket, where there is one.

@@ -1,7 +1,7 @@
 //! Taking down what rests on somebody's word, and taking that back: of a contributor, of a token, for one path.
 //!
 //! A call writes down what is wanted, in one transaction. What follows from that, [`carry`] does in batches, on
-//! whichever replica, as often as it is broken off. The call waits for it, and for storage, at most [`ANSWER_WAIT`].
+//! whichever replica, as often as it is broken off. The call waits for it, and for storage, at most `limits.takedown_answer_seconds`.
 
 mod carry;
 
@@ -149,7 +149,7 @@ impl Service {
     ) -> Result<Quarantined> {
         self.require_takedown(call, target, false).await?;
         check_reason(&asked.reason)?;
-        let deadline = Instant::now() + ANSWER_WAIT;
+        let deadline = Instant::now() + self.inner.limits.takedown_answer;
         let (row, changed) = restarting(|| self.begin_quarantine(call, target, asked)).await?;
         let tokens = self.carried_by(&row.id, changed, deadline).await?;
         let narinfos_left = self.narinfos_left(&row.id, deadline).await?;
@@ -197,7 +197,7 @@ impl Service {
     pub async fn restore(&self, call: &Call, target: &TakedownTarget, reason: &str) -> Result<Restored> {
         self.require_takedown(call, target, true).await?;
         check_reason(reason)?;
-        let deadline = Instant::now() + ANSWER_WAIT;
+        let deadline = Instant::now() + self.inner.limits.takedown_answer;
         let (row, changed) = restarting(|| self.begin_restore(call, target, reason)).await?;
         self.carried_by(&row.id, false, deadline).await?;
         let narinfos_left = self.narinfos_left(&row.id, deadline).await?;
@@ -501,9 +501,6 @@ pub(super) fn check_reason(reason: &str) -> Result<()> {
     }
     super::tokens::checked_text("reason", reason).map(drop)
 }
-
-/// How long a call waits for the end of its work, and for storage.
-const ANSWER_WAIT: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 60 });
 
 /// Between two looks at what storage has left to do.
 const LEFT_PAUSE: Duration = Duration::from_millis(100);

@@ -99,6 +99,7 @@ fn limits() -> Limits {
         upload_session: Duration::from_secs(24 * 3600),
         direct_parts: false,
         withdrawn_max: Duration::from_secs(90 * 24 * 3600),
+        takedown_answer: Duration::from_secs(2),
         narinfo_memory_bytes: 1 << 20,
         keys: KeyLimits::default(),
     }

@@ -17,6 +17,7 @@ use narvault::time::Clock;
 use serde_json::{Value, json};
 
 use crate::support::api::ApiServer;
+use crate::support::chaos::{Call, Chaos, Fault};
 use crate::support::client::{Http, TestPath, hash_part};
 use crate::support::database::on_each_database;
 use crate::support::nix::require_nix;
@@ -384,6 +385,67 @@ async fn killed_in_the_middle_it_is_carried_through_by_the_next_start() {
         assert_eq!(withdrawn.count(), 1, "{}", path.store_path);
     }
     assert_honest(&server).await;
+    server.stop().await;
+}
+
+/// Whoever asks while the bucket stands still is answered in time, with what is left, and is told when it is done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_takedown_that_storage_holds_up_answers_in_time_with_the_number_that_is_left() {
+    let site = Site::new(Backend::SQLITE_S3).await.unwrap();
+    let chaos = Chaos::before(site.storage_endpoint()).await;
+    let storage_url = site.storage_url_at(chaos.address);
+    let settings = [
+        ("NARVAULT_STORAGE_URL", storage_url.as_str()),
+        ("NARVAULT_STORAGE_CONNECT_TIMEOUT_SECONDS", "1"),
+        ("NARVAULT_STORAGE_ANSWER_TIMEOUT_SECONDS", "1"),
+        ("NARVAULT_STORAGE_TIMEOUT_SECONDS", "5"),
+        ("NARVAULT_STORAGE_ATTEMPTS_MAX", "2"),
+        ("NARVAULT_LIMITS_TAKEDOWN_ANSWER_SECONDS", "2"),
+    ];
+    let server = TestServer::spawn_on(site, &settings).await;
+    let alice = server.token("alice", &["push:main"]).await;
+    let paths: Vec<_> = (0..3).map(|at| TestPath::new("thing", at.to_string())).collect();
+    for path in &paths {
+        alice.http.push("main", path).await;
+    }
+    let storage = server.site.storage().await;
+    let stored = async || {
+        let mut bodies = Vec::new();
+        for path in &paths {
+            bodies.extend(object(&storage, &format!("main/{}.narinfo", path.hash())).await);
+        }
+        bodies
+    };
+    let before = stored().await;
+    assert_eq!(before.len(), 3);
+
+    let words = ["contributor", "quarantine", "alice", "--since", "7d", "--reason", "broken into", "--yes"];
+    let back = ["contributor", "restore", "alice", "--reason", "false alarm"];
+    for (words, call, status, left) in [
+        (&words[..], Call::Delete, 404, "3 narinfos are still to be removed from storage"),
+        (&back[..], Call::Put, 200, "3 narinfos are still to be written to storage"),
+    ] {
+        let there = stored().await;
+        chaos.inject(call, Fault::Stall, 10_000);
+        let asked = Instant::now();
+
+        let ended = server.narvault(words).await;
+
+        assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        assert!(ended.stderr.contains(left), "{ended:?}");
+        assert!(ended.stderr.contains("run the same command again to wait for the rest"), "{ended:?}");
+        // The server itself has followed, and the bucket has not.
+        for path in &paths {
+            server.http().get(&format!("/main/{}.narinfo", path.hash())).await.assert_status(status);
+        }
+        assert_eq!(stored().await, there);
+
+        chaos.calm();
+        until("the rest", async || (server.narvault(words).await.code == Some(0)).then_some(())).await;
+        assert_ne!(stored().await.len(), there.len());
+    }
+    assert_eq!(stored().await, before, "byte for byte");
     server.stop().await;
 }
 
