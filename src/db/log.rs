@@ -36,7 +36,7 @@ pub struct LogState {
     pub frontier: Vec<u8>,
     /// Below `size` where somebody appended who does not know the frontier.
     pub frontier_size: i64,
-    /// Set while storage has a checkpoint of so many leaves, more than `size`: nothing is appended then.
+    /// Set while storage has a checkpoint of so many leaves that are not all here: nothing is appended then.
     pub published_beyond: Option<i64>,
     /// Set while the log contradicts what was published of it, in words: nothing is signed then.
     pub forked: Option<String>,
@@ -93,7 +93,7 @@ pub async fn clear_alarm(connection: &mut Connection) -> Result<()> {
     one_row("log_state", cleared.execute(connection).await?.rows_affected())
 }
 
-/// Notes that storage has a checkpoint of `published` leaves, more than there are here. What was noted first stands.
+/// Notes that storage has a checkpoint of `published` leaves, which are not all here. What was noted first stands.
 pub async fn note_rollback(connection: &mut Connection, published: i64) -> Result<()> {
     sqlx::query(
         "UPDATE log_state SET published_beyond = $1, rolled_back_to = size \
@@ -105,7 +105,7 @@ pub async fn note_rollback(connection: &mut Connection, published: i64) -> Resul
     Ok(())
 }
 
-/// The log's size when it was noted that storage has more; `None`: it has not.
+/// The log's size when that was noted; `None`: it was not.
 pub async fn rolled_back_to(connection: &mut Connection) -> Result<Option<i64>> {
     let (size,) =
         sqlx::query_as("SELECT rolled_back_to FROM log_state WHERE id = 1").fetch_one(connection).await?;

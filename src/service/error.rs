@@ -30,10 +30,10 @@ pub enum Error {
     /// The vault is sealed: what needs a secret has to wait for `narvault vault unseal`.
     #[error("narvault is sealed: reads and revocations go on, uploads wait until an operator unseals it")]
     Sealed,
-    /// The database is older than what was published from it.
+    /// The database is older than what was published from it, or has another history.
     #[error(
-        "narvault only reads: its database has {leaves} leaves of the signature log, {published} were published; \
-         an operator has to run `narvault recover` on the server's host"
+        "narvault only reads: its database has {leaves} leaves of the signature log, and not all of the {published} that \
+         were published; an operator has to run `narvault recover` on the server's host"
     )]
     RolledBack { leaves: i64, published: i64 },
     /// The vault is open, but what would be signed could not be proved.

@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::{Error, Result, Service, SigningStopped};
 use crate::db::log::{self, LeafRow, LogState};
 use crate::db::paths::MadeSignature;
-use crate::db::{Gate, Tx, restarting};
+use crate::db::{Connection, Gate, Tx, restarting};
 use crate::tlog::frontier::Frontier;
 use crate::tlog::hash::NodeHash;
 
@@ -85,9 +85,9 @@ pub(super) async fn whole(tx: &mut Tx, state: &LogState) -> Result<Frontier> {
 }
 
 /// Pushes the leaves that come next, as many as are read at once.
-async fn push_next(tx: &mut Tx, frontier: &mut Frontier, size: i64) -> Result<()> {
+pub(super) async fn push_next(connection: &mut Connection, frontier: &mut Frontier, size: i64) -> Result<()> {
     let first = size_of(frontier)?;
-    let leaves = log::leaves(tx, first, LEAVES_AT_ONCE.min(size - first)).await?;
+    let leaves = log::leaves(connection, first, LEAVES_AT_ONCE.min(size - first)).await?;
     for ((index, leaf), expected) in leaves.iter().zip(first..) {
         if *index != expected {
             return Err(damaged(format!("leaf {expected} is missing")));

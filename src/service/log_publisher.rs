@@ -266,7 +266,7 @@ impl Service {
     ) -> Publish<()> {
         loop {
             let object = checkpoint_key()?;
-            let there = self.inner.storage.read(&object, NOTE_SIZE_BYTES_MAX).await?;
+            let there = self.checkpoint_object().await?;
             let stored = there.as_deref().map(|bytes| open_in_storage(bytes, key)).transpose()?;
             let standing = note.as_deref().map(|note| opened(note, key)).transpose()?;
             let size = standing.as_ref().map_or(0, |standing| standing.size);
@@ -380,10 +380,19 @@ impl Service {
     /// Writes a tile, unless it is there; other bytes in its place are a fork.
     async fn publish_tile(&self, tile: Tile, bytes: Vec<u8>) -> Publish<()> {
         let key = tile_key(tile)?;
-        match self.inner.storage.read(&key, TILE_SIZE_BYTES_MAX).await? {
-            Some(there) if there == bytes => Ok(()),
-            Some(_) => Err(Fork::Tile { tile }.into()),
-            None => Ok(self.write_log(&key, bytes.into()).await?),
+        match self.inner.storage.read(&key, TILE_SIZE_BYTES_MAX).await {
+            Ok(Some(there)) if there == bytes => Ok(()),
+            Ok(Some(_)) | Err(StorageError::Damaged(_)) => Err(Fork::Tile { tile }.into()),
+            Ok(None) => Ok(self.write_log(&key, bytes.into()).await?),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What lies in the place of the checkpoint. What is too large to be a note comes as nothing that anybody signed.
+    pub(super) async fn checkpoint_object(&self) -> Result<Option<Bytes>> {
+        match self.inner.storage.read(&checkpoint_key()?, NOTE_SIZE_BYTES_MAX).await {
+            Err(StorageError::Damaged(_)) => Ok(Some(Bytes::new())),
+            read => Ok(read?),
         }
     }
 

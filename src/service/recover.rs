@@ -103,10 +103,13 @@ impl Service {
         Ok(said.recovery)
     }
 
-    /// Refuses where the published leaves do not continue those of the database.
+    /// Refuses where the published leaves neither continue those of the database nor are among them.
     async fn prove_beginning(&self, state: &LogState, checkpoint: &Checkpoint) -> Result<()> {
         let mut frontier = super::log::decoded(state)?;
         let first = size(frontier.size())?;
+        if size(checkpoint.size)? < first && self.has_leaves_of(checkpoint).await? {
+            return Ok(());
+        }
         self.each_lost(first, size(checkpoint.size)?, async |batch: &[Published]| {
             batch.iter().for_each(|one| frontier.push(NodeHash::leaf(one.text.as_bytes())));
             Ok(())
@@ -117,7 +120,8 @@ impl Service {
         }
         Err(Conflict::State(
             "the database's log is not the beginning of the published one: it went another way after the backup; \
-             restore an untouched backup and recover that",
+             restore an untouched backup and recover that, or, where it is storage that is wrong, put its `_log` back \
+             from a mirror",
         )
         .into())
     }

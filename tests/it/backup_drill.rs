@@ -78,7 +78,7 @@ async fn lost_and_restored(backend: Backend, elsewhere: DatabaseKind) {
     let shown = server.admin().path("main", kept.hash()).await.unwrap();
     assert_eq!(shown.evidence[0].source, "leaver");
     let metrics = server.http().get("/metrics").await;
-    assert!(!metrics.text().contains("narvault_log_forked 1"), "{}", metrics.text());
+    assert!(!metrics.text().contains("\nnarvault_log_forked 1\n"), "{}", metrics.text());
 }
 
 fn has_database(site: &Site) -> bool {

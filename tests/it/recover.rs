@@ -1,11 +1,15 @@
 //! A database that was restored from an older backup revives nothing: it only reads until it has caught up with the
 //! published log.
 
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::TryStreamExt as _;
 use narvault::api::{KeyCompromise, KeyCreate, PathDelete, PublicKeysQuery, RotationCreate};
 use narvault::client::ErrorKind;
 use narvault::nix::narinfo::SignedClaim;
 use narvault::nix::signature::PublicKey;
-use narvault::storage::ObjectKey;
+use narvault::storage::{Folder, ObjectKey};
 use narvault::tlog::checkpoint::Checkpoint;
 
 use crate::support::client::{Http, TestPath};
@@ -123,7 +127,7 @@ async fn nothing_is_revived(backend: Backend) {
     let object = format!("main/{}.narinfo", leaked.hash()).parse().unwrap();
     assert!(server.site.storage().await.size(&object).await.unwrap().is_none());
     let metrics = server.http().get("/metrics").await;
-    assert!(!metrics.text().contains("narvault_log_forked 1"), "{}", metrics.text());
+    assert!(!metrics.text().contains("\nnarvault_log_forked 1\n"), "{}", metrics.text());
 }
 
 macro_rules! on_each_spawned_backend {
@@ -318,6 +322,112 @@ async fn rotation_ends(server: &TestServer) {
 /// To signing at once.
 fn at_once() -> RotationCreate {
     RotationCreate { publish_days: Some(0), wait_days: Some(30), ..RotationCreate::default() }
+}
+
+/// The published log, as it lies in storage.
+async fn published_log(site: &Site) -> Vec<(ObjectKey, Bytes)> {
+    let storage = site.storage().await;
+    let entries: Vec<_> = storage.list(&Folder::Log).try_collect().await.unwrap();
+    let mut objects = Vec::new();
+    for key in entries.iter().filter_map(|entry| entry.key()) {
+        let bytes = storage.read(&key, 1 << 24).await.unwrap().unwrap();
+        objects.push((key, bytes));
+    }
+    objects
+}
+
+/// Puts another log in its place.
+async fn put_log(site: &Site, objects: &[(ObjectKey, Bytes)]) {
+    let storage = site.storage().await;
+    for (key, _) in published_log(site).await {
+        storage.delete(&key, Duration::from_secs(5)).await.unwrap();
+    }
+    for (key, bytes) in objects {
+        storage.put(key, bytes.clone()).await.unwrap();
+    }
+}
+
+async fn a_server_whose_history_is_another_than_the_published_one_only_reads(backend: Backend) {
+    let Some(mut server) = TestServer::spawn(backend, &[]).await else {
+        return println!("skipped: {backend:?} is not here");
+    };
+    let ci = server.token("ci", &["push:main"]).await;
+    let kept = TestPath::new("kept", "kept");
+    ci.http.push("main", &kept).await;
+    server.restart_after(async |site: &Site| site.back_up_database().await).await;
+    let lost = TestPath::new("lost", "lost");
+    ci.http.push("main", &lost).await;
+    let published = everything_is_published(&server, &lost).await;
+    let (mut theirs, mut ours) = (Vec::new(), Vec::new());
+    server
+        .restart_after(async |site: &Site| {
+            theirs = published_log(site).await;
+            site.restore_database().await;
+            put_log(site, &[]).await;
+        })
+        .await;
+
+    // Nothing says that it is older: what was published is gone. It goes on, and says so.
+    assert_eq!(server.http().get("/readyz").await.text(), "ready\n");
+    let said = server.process().stderr();
+    assert!(said.contains("storage has no checkpoint of the signature log"), "{said}");
+    let others: Vec<_> = (0..3).map(|at| TestPath::new("other", at.to_string())).collect();
+    for path in &others {
+        ci.http.push("main", path).await;
+    }
+    assert!(everything_is_published(&server, &others[2]).await > published);
+    server
+        .restart_after(async |site: &Site| {
+            ours = published_log(site).await;
+            put_log(site, &theirs).await;
+        })
+        .await;
+
+    // It has more leaves than were published, and others.
+    assert_eq!(server.http().get("/readyz").await.text(), "ready, read-only\n");
+    let metrics = server.http().get("/metrics").await;
+    assert!(metrics.text().contains("\nnarvault_log_forked 1\n"), "{}", metrics.text());
+    narinfo(&server.http(), &kept).await;
+    narinfo(&server.http(), &others[0]).await;
+    let more = TestPath::new("more", "more");
+    ci.http.put_nar("main", &more).await.assert_refused(423, "narvault recover");
+    let revoke = ["token", "revoke", ci.id.as_str(), "--reason", "left", "--yes"];
+    let refused = server.narvault(revoke).await;
+    assert!(refused.code != Some(0) && refused.stderr.contains("narvault recover"), "{refused:?}");
+    server
+        .restart_after(async |site: &Site| {
+            let refused = recover(site).await;
+            assert_eq!(refused.code, Some(1), "{refused:?}");
+            assert!(refused.stderr.contains("is not the beginning of the published one"), "{refused:?}");
+            assert!(clear_alarm(site).await.stdout.contains("do not make the root"));
+        })
+        .await;
+    assert_eq!(server.http().get("/readyz").await.text(), "ready, read-only\n");
+
+    // The bucket that belongs to this database is put back.
+    server
+        .restart_after(async |site: &Site| {
+            put_log(site, &ours).await;
+            let ended = recover(site).await;
+            assert_eq!(ended.code, Some(0), "{ended:?}");
+            assert!(clear_alarm(site).await.stdout.contains("do not make the root"));
+        })
+        .await;
+    assert_eq!(server.http().get("/readyz").await.text(), "ready\n");
+    ci.http.push("main", &more).await;
+    everything_is_published(&server, &more).await;
+    assert_eq!(server.narvault(["log", "audit"]).await.code, Some(0));
+    server.stop().await;
+}
+
+on_each_spawned_backend!(a_server_whose_history_is_another_than_the_published_one_only_reads);
+
+async fn clear_alarm(site: &Site) -> Ended {
+    let mut command = site.command(&[]);
+    command.args(["log", "clear-alarm", "--reason", "looked into it"]);
+    let ended = Ended::of(command).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    ended
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

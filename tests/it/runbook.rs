@@ -8,11 +8,12 @@ use narvault::api::VaultView;
 use tokio::process::Command;
 
 use crate::kms::{PASSPHRASE, borrowed, status};
-use crate::recover::narinfo;
+use crate::recover::{everything_is_published, narinfo};
 use crate::support::client::TestPath;
 use crate::support::database::DatabaseKind;
 use crate::support::kms::TestKms;
 use crate::support::server::{Backend, Ended, Site, TestServer};
+use crate::support::until;
 
 /// The command blocks of each page, by its title.
 fn pages() -> BTreeMap<String, Vec<String>> {
@@ -253,6 +254,43 @@ async fn a_lost_machine_is_replaced() {
     let server = moved.unwrap();
     narinfo(&server.http(), &path).await;
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_contradicts_itself_goes_on_once_the_bucket_is_mended() {
+    let mut server = server().await;
+    let ci = server.token("ci", &["push:main"]).await;
+    let path = TestPath::new("path", "path");
+    ci.http.push("main", &path).await;
+    everything_is_published(&server, &path).await;
+    let checkpoint = server.site.data().join("storage/_log/checkpoint");
+    let sound = std::fs::read(&checkpoint).unwrap();
+    let mut reader = Reader::at("The log contradicts itself", &server);
+    reader.on(&server.site);
+    std::fs::write(&checkpoint, "somebody else's\n").unwrap();
+    // Whoever appends a leaf has the publisher look.
+    server.token("other", &["push:main"]).await;
+    until("the alarm", async || {
+        server.http().get("/metrics").await.text().contains("\nnarvault_log_forked 1\n").then_some(())
+    })
+    .await;
+    let refused = TestPath::new("refused", "x");
+    ci.http.put_nar("main", &refused).await.assert_status(201);
+    ci.http.put_narinfo("main", &refused).await.assert_refused(423, "contradicts what was published");
+
+    server
+        .restart_after(async |_: &Site| {
+            std::fs::write(&checkpoint, &sound).unwrap();
+            let said = reader.goes_on().await;
+            assert!(said.contains("nothing to recover"), "{said}");
+            assert!(said.contains("not one that this log's key signed"), "{said}");
+        })
+        .await;
+
+    ci.http.put_narinfo("main", &refused).await.assert_status(201);
+    everything_is_published(&server, &refused).await;
+    reader.goes_on().await;
+    reader.ends();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -89,18 +89,16 @@ impl LogHealth {
         metrics::gauge!("narvault_log_behind_leaves").set(health.behind_leaves as f64);
     }
 
-    pub(super) fn alarm(&self, what: &str) {
+    pub fn alarm(&self, what: &str) {
         let before = self.lock().forked.replace(what.to_owned());
         if before.is_none() {
             tracing::error!(fork = what, "FORK ALARM: nothing is signed any more");
-            metrics::gauge!("narvault_log_forked").set(1.0);
         }
     }
 
     pub(super) fn all_clear(&self) {
         if self.lock().forked.take().is_some() {
             tracing::warn!("the fork alarm was cleared; the signature log is published again");
-            metrics::gauge!("narvault_log_forked").set(0.0);
         }
     }
 
@@ -110,6 +108,11 @@ impl LogHealth {
 }
 
 impl Service {
+    /// Whether this replica signs nothing because the log contradicts what was published of it.
+    pub fn is_log_forked(&self) -> bool {
+        self.inner.log_health.lock().forked.is_some()
+    }
+
     /// Stops signing by this replica at once, and by all others as soon as the database has taken that down.
     pub(super) async fn raise_alarm(&self, fork: &Fork, stop: &CancellationToken) {
         let what = fork.to_string();

@@ -256,11 +256,13 @@ on_each_database! {
 
     async fn a_checkpoint_that_the_log_did_not_sign_is_a_fork(test: &TestDb) {
         let server = TestService::start(test).await;
-        put(&server.service, "checkpoint", b"somebody else's\n").await;
+        for foreign in [b"somebody else's\n".to_vec(), Vec::new(), vec![b'x'; NOTE_SIZE_BYTES_MAX + 1]] {
+            put(&server.service, "checkpoint", &foreign).await;
 
-        let found = fork(&server.service, &mut Published::default()).await;
+            let found = fork(&server.service, &mut Published::default()).await;
 
-        assert_eq!(found, Fork::Checkpoint { place: "storage" });
+            assert_eq!(found, Fork::Checkpoint { place: "storage" });
+        }
     }
 }
 
