@@ -273,6 +273,11 @@ pub async fn remove_audit(connection: &mut Connection) {
     sqlx::query("ALTER TABLE audit RENAME TO audit_gone").execute(connection).await.unwrap();
 }
 
+/// Puts it back.
+pub async fn put_back_audit(connection: &mut Connection) {
+    sqlx::query("ALTER TABLE audit_gone RENAME TO audit").execute(connection).await.unwrap();
+}
+
 /// A published path of a cache: `number` tells them apart, `file_size` is that of its file.
 pub async fn published_path(
     connection: &mut Connection,
