@@ -30,7 +30,7 @@ use crate::storage::ObjectKey;
 use crate::succession::{Chain, Draft};
 use crate::tlog::bundle;
 use crate::tlog::checkpoint::Checkpoint;
-use crate::tlog::leaf::Leaf;
+use crate::tlog::leaf::{CacheLine, ClaimLines, Covered as _, Leaf, PathLines};
 use crate::tlog::note::Note;
 use crate::tlog::policy::Policy;
 use crate::tlog::proof_file::ProofFile;
@@ -155,13 +155,14 @@ const MARKS: &[&str] = &[
 
 /// The golden files whose names end like this.
 fn files(ending: &str) -> Vec<Vec<u8>> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let folders = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path());
-    let folders = folders.filter(|path| path.is_dir());
-    let mut paths: Vec<_> = folders
-        .flat_map(|folder| std::fs::read_dir(folder).unwrap())
-        .map(|entry| entry.unwrap().path())
-        .collect();
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")];
+    let mut paths = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { folders.push(path) } else { paths.push(path) }
+        }
+    }
     paths.sort();
     let named = paths.iter().filter(|path| path.to_string_lossy().ends_with(ending));
     let files: Vec<_> = named.map(|path| std::fs::read(path).unwrap()).collect();
@@ -266,6 +267,18 @@ fuzz! {
     leaf(files(".leaf")) |input| {
         let Ok(read) = Leaf::parse(input) else { return };
         assert_eq!(read.encode().unwrap().as_bytes(), input);
+    };
+    lines_behind_a_commitment(covered_lines()) |input| {
+        let Ok(text) = std::str::from_utf8(input) else { return };
+        if let Ok(read) = ClaimLines::parse(text) {
+            assert_eq!(read.text(), text);
+        }
+        if let Ok(read) = PathLines::parse(text) {
+            assert_eq!(read.text(), text);
+        }
+        if let Ok(read) = CacheLine::parse(text) {
+            assert_eq!(read.text(), text);
+        }
     };
     note(files("tlog-v1/checkpoint")) |input| {
         let Ok(read) = Note::parse(input) else { return };
@@ -394,6 +407,17 @@ fn shown_leaves() -> Vec<Vec<u8>> {
         .collect();
     leaves.extend(with_more);
     leaves
+}
+
+/// What the golden leaves say openly, and others would hide.
+fn covered_lines() -> Vec<Vec<u8>> {
+    let covered = ["cache ", "path ", "nar-hash ", "nar-size ", "references"];
+    let lines = files(".leaf").into_iter().map(|leaf| {
+        let leaf = String::from_utf8(leaf).unwrap();
+        let lines = leaf.lines().filter(|line| covered.iter().any(|key| line.starts_with(key)));
+        lines.flat_map(|line| [line, "\n"]).collect::<String>().into_bytes()
+    });
+    lines.filter(|lines| !lines.is_empty()).collect()
 }
 
 /// Small archives with one of everything.
