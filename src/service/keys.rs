@@ -102,8 +102,11 @@ impl Service {
             self.recheck(&mut tx, call, &Action::Administer, now).await?;
             self.recheck_open(&mut tx).await?;
             let cache = caches::by_name(&mut tx, cache).await?.ok_or(Error::NotFound("cache"))?;
+            let others = signing_keys::of_cache(&mut tx, cache.id).await?;
             let row = self.insert_cache_key(&mut tx, call, &cache, source, state, now).await?;
-            self.record(&mut tx, call, vec![created(&row, Some(&cache))], now).await?;
+            let mut acts = vec![created(&row, Some(&cache))];
+            acts.extend(self.tell_of_another(&mut tx, &cache, &others, &row, now).await?);
+            self.record(&mut tx, call, acts, now).await?;
             tx.commit().await?;
             Ok(row)
         })

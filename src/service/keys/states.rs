@@ -60,7 +60,9 @@ impl Service {
             if !matches!(standing.key.state, KeyState::Next | KeyState::Retiring) {
                 return Err(Conflict::State("only a key that is next or retiring can be promoted").into());
             }
-            self.put_state(&mut tx, call, &standing, KeyState::Active).await?;
+            let Standing { cache, keys, key, now, .. } = &standing;
+            let told = self.tell_of_another(&mut tx, cache, keys, key, *now).await?;
+            self.put_state(&mut tx, call, &standing, KeyState::Active, told).await?;
             tx.commit().await?;
             Ok::<_, Error>(None)
         })
@@ -102,7 +104,7 @@ impl Service {
                 )
                 .into());
             }
-            self.put_state(&mut tx, call, &standing, KeyState::Retired).await?;
+            self.put_state(&mut tx, call, &standing, KeyState::Retired, None).await?;
             tx.commit().await?;
             Ok::<_, Error>((None, id))
         })
@@ -231,7 +233,7 @@ impl Service {
             let id = standing.key.key.label.id.clone();
             let erased = standing.key.key.sealed.erased();
             signing_keys::overwrite_sealed(&mut tx, &id, &erased).await?;
-            self.put_state(&mut tx, call, &standing, KeyState::Destroyed).await?;
+            self.put_state(&mut tx, call, &standing, KeyState::Destroyed, None).await?;
             tx.commit().await?;
             Ok::<_, Error>(id)
         })
@@ -295,12 +297,20 @@ impl Service {
         }
     }
 
-    /// The change itself, with its audit row and its leaf.
-    async fn put_state(&self, tx: &mut Tx, call: &Call, standing: &Standing, to: KeyState) -> Result<()> {
+    /// The change itself, with its audit row and its leaf, and what clients were told of it.
+    async fn put_state<'a>(
+        &self,
+        tx: &mut Tx,
+        call: &Call,
+        standing: &'a Standing,
+        to: KeyState,
+        told: Option<Act<'a>>,
+    ) -> Result<()> {
         let Standing { cache, key, now, .. } = standing;
         self.change_key(tx, call, cache, key, to, *now).await?;
         epoch::advance(tx).await?;
-        self.record(tx, call, vec![changed(key, to, cache, json!({}))], *now).await
+        let acts = std::iter::once(changed(key, to, cache, json!({}))).chain(told).collect();
+        self.record(tx, call, acts, *now).await
     }
 
     /// A key of a cache as it stands now.

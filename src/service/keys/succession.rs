@@ -136,6 +136,32 @@ impl Service {
         self.succession(call, cache).await
     }
 
+    /// Tells of a key that comes beside others outside of a rotation, unless that was told before: an active one and the
+    /// new one sign that it is to be trusted, too. `None`: there is nobody yet who could be told.
+    pub(super) async fn tell_of_another<'a>(
+        &self,
+        tx: &mut Tx,
+        cache: &'a CacheRow,
+        keys: &[KeyRow],
+        new: &KeyRow,
+        now: Timestamp,
+    ) -> Result<Option<Act<'a>>> {
+        let chain = chain_of(tx, cache).await?;
+        let named = |one: &Statement| [&one.old, &one.new].contains(&&new.public_key);
+        if chain.statements.iter().map(Signed::content).any(named) {
+            return Ok(None);
+        }
+        // The oldest is the one that most clients know.
+        let mut others = keys.iter().filter(|row| row.state == KeyState::Active);
+        let Some(old) = others.find(|row| row.key.label.id != new.key.label.id) else { return Ok(None) };
+        // One that was taken over may have a name that statements cannot have.
+        if [old, new].into_iter().any(|key| note_key(&key.public_key).is_err()) {
+            return Ok(None);
+        }
+        let told = Announcement { cache, old, new, retire_old: None, now };
+        self.tell_succession(tx, told).await.map(Some)
+    }
+
     /// Tells that one key comes after another as planned, signed by both, in the transaction that makes it so.
     pub(super) async fn tell_succession<'a>(
         &self,

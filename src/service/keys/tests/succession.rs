@@ -139,6 +139,53 @@ on_each_database! {
         assert_eq!(key_names(&follows(&desk, &old).await.trusted), [new.to_string()]);
     }
 
+    async fn a_key_that_comes_beside_others_is_told_once(test: &TestDb) {
+        let desk = Desk::start(test).await;
+        let (service, admin) = (desk.service(), desk.server.admin().await);
+        let first = desk.only(KeyState::Active).await;
+        let make = || KeySource::New { name: None };
+
+        let second = service.create_next_key(&admin, &main(), &make()).await.unwrap();
+        let second = second.public_key.name();
+        let begun = told(&desk).await;
+        let statement = begun.statements[0].content();
+        assert_eq!((statement.old.name(), statement.new.name(), statement.retire_old), (&first, second, None));
+        assert_eq!(key_names(&follows(&desk, &first).await.trusted), [first.to_string(), second.to_string()]);
+        assert_eq!(stored(&desk).await, Some(begun.encode()));
+
+        // To sign it needs no further word, and when it goes nothing is told: something may be signed by it alone.
+        service.promote_key(&admin, &main(), second).await.unwrap();
+        let third = service.create_key(&admin, &main(), &make()).await.unwrap();
+        service.retire_key(&admin, &main(), second).await.unwrap();
+        assert_eq!(told(&desk).await.head(), 2);
+        let followed = follows(&desk, &first).await;
+        assert_eq!(followed.removed, []);
+        let third = third.public_key.name();
+        assert_eq!(key_names(&followed.trusted), [first.to_string(), second.to_string(), third.to_string()]);
+        let leaf = |key: &KeyName| (key.to_string(), "planned".to_owned());
+        assert_eq!(leaves_of_successions(&desk).await, [leaf(second), leaf(third)]);
+    }
+
+    async fn without_anybody_who_could_be_told_or_a_name_that_can_be_nothing_is(test: &TestDb) {
+        let desk = Desk::start(test).await;
+        let (service, admin) = (desk.service(), desk.server.admin().await);
+        let cache: CacheName = "later".parse().unwrap();
+        service.create_cache(&admin, &NewCache { name: cache.clone(), ..new_cache() }).await.unwrap();
+        let head = async || service.succession(&testing::anonymous(), &cache).await.unwrap().chain.head();
+
+        // The first key of a cache comes after none; and in statements this name would be too long.
+        let first = service.create_key(&admin, &cache, &KeySource::New { name: None }).await.unwrap();
+        let name = "+".repeat(200).parse().unwrap();
+        service.create_key(&admin, &cache, &KeySource::New { name: Some(name) }).await.unwrap();
+        assert_eq!(head().await, 0);
+
+        // Of a compromise root keys tell, and nobody else.
+        service.create_next_key(&admin, &cache, &KeySource::New { name: None }).await.unwrap();
+        assert_eq!(head().await, 1);
+        service.compromise_key(&admin, &cache, first.public_key.name(), "stolen").await.unwrap();
+        assert_eq!(head().await, 1);
+    }
+
     async fn what_cannot_be_told_does_not_begin(test: &TestDb) {
         let desk = Desk::start(test).await;
         let leaves = desk.leaves().await.len();
