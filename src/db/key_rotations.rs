@@ -100,7 +100,8 @@ impl RotationStep {
 pub struct Progress {
     /// The log's leaves up to this index have been looked at.
     pub log_cursor: i64,
-    /// Realisations up to this id have been looked at.
+    /// Realisations up to this id have been looked at; of other things that a step goes through, what `service` makes of
+    /// it.
     pub realisation_cursor: String,
     /// What there is to do, as counted when the step began.
     pub total: i64,

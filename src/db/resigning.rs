@@ -178,6 +178,24 @@ pub async fn signed_alone_count(connection: &mut Connection, cache: CacheId, key
     Ok(count)
 }
 
+/// Takes the signatures of a key off the claims that are not served: with no other one they are not published again.
+pub async fn remove_unserved_signatures(
+    connection: &mut Connection,
+    cache: CacheId,
+    key_name: &str,
+) -> Result<()> {
+    sqlx::query(
+        "DELETE FROM signatures WHERE key_name = $2 AND claim_id IN (SELECT c.id FROM claims c \
+         JOIN paths p ON p.id = c.path_id WHERE p.cache_id = $1 \
+         AND (p.state <> 'published' OR p.claim_id <> c.id))",
+    )
+    .bind(cache.to_string())
+    .bind(key_name)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// Takes the signatures of a key off these claims.
 pub async fn remove_signatures(
     connection: &mut Connection,
@@ -263,6 +281,8 @@ pub struct RealisationRow {
     pub body: String,
     /// `name:base64`, separated by spaces.
     pub signatures: String,
+    /// The quarantine that voids it.
+    pub void_by: Option<String>,
 }
 
 /// Realisations of a cache after the id `after`, at most `limit`, oldest first.
@@ -273,7 +293,7 @@ pub async fn realisations(
     limit: i64,
 ) -> Result<Vec<RealisationRow>> {
     let rows = sqlx::query_as(
-        "SELECT id, object, output_hash, body, signatures FROM realisations \
+        "SELECT id, object, output_hash, body, signatures, void_by FROM realisations \
          WHERE cache_id = $1 AND id > $2 ORDER BY id ASC LIMIT $3",
     )
     .bind(cache.to_string())
@@ -281,6 +301,96 @@ pub async fn realisations(
     .bind(limit)
     .fetch_all(connection)
     .await?;
+    Ok(rows)
+}
+
+/// Which realisations are asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct RealisationsBy<'a> {
+    pub key_name: &'a str,
+    /// Whether the key has signed them.
+    pub signed: bool,
+    /// Whether they are served: they count, and their outputs are published.
+    pub served: bool,
+}
+
+/// Those of a cache's realisations after the id `after`, at most `limit`, oldest first.
+pub async fn realisations_by(
+    connection: &mut Connection,
+    cache: CacheId,
+    asked: RealisationsBy<'_>,
+    after: &str,
+    limit: i64,
+) -> Result<Vec<RealisationRow>> {
+    macro_rules! select {
+        ($position:literal) => {
+            concat!(
+                "SELECT r.id, r.object, r.output_hash, r.body, r.signatures, r.void_by FROM realisations r \
+                 WHERE r.cache_id = $1 AND r.id > $2 AND CASE WHEN ",
+                $position,
+                "(' ' || r.signatures, $3) > 0 THEN 1 ELSE 0 END = $4 \
+                 AND CASE WHEN r.void_by IS NULL AND EXISTS (SELECT 1 FROM paths p \
+                 WHERE p.cache_id = r.cache_id AND p.hash = r.output_hash AND p.state = 'published') \
+                 THEN 1 ELSE 0 END = $5 ORDER BY r.id ASC LIMIT $6"
+            )
+        };
+    }
+    let statement = Dialect::of(connection).pick(select!("strpos"), select!("instr"));
+    let rows = sqlx::query_as(statement)
+        .bind(cache.to_string())
+        .bind(after)
+        .bind(format!(" {}:", asked.key_name))
+        .bind(i64::from(asked.signed))
+        .bind(i64::from(asked.served))
+        .bind(limit)
+        .fetch_all(connection)
+        .await?;
+    Ok(rows)
+}
+
+/// How many realisations that are served a key has not signed.
+pub async fn unsigned_realisation_count(
+    connection: &mut Connection,
+    cache: CacheId,
+    key_name: &str,
+) -> Result<i64> {
+    let statement = Dialect::of(connection).pick(
+        "SELECT COUNT(*) FROM realisations r JOIN paths p ON p.cache_id = r.cache_id AND p.hash = r.output_hash \
+         WHERE r.cache_id = $1 AND r.void_by IS NULL AND p.state = 'published' \
+         AND strpos(' ' || r.signatures, $2) = 0",
+        "SELECT COUNT(*) FROM realisations r JOIN paths p ON p.cache_id = r.cache_id AND p.hash = r.output_hash \
+         WHERE r.cache_id = $1 AND r.void_by IS NULL AND p.state = 'published' \
+         AND instr(' ' || r.signatures, $2) = 0",
+    );
+    let (count,): (i64,) = sqlx::query_as(statement)
+        .bind(cache.to_string())
+        .bind(format!(" {key_name}:"))
+        .fetch_one(connection)
+        .await?;
+    Ok(count)
+}
+
+/// Those of these objects that are realisations which are served.
+pub async fn served_realisations(
+    connection: &mut Connection,
+    cache: CacheId,
+    objects: impl IntoIterator<Item = impl AsRef<str>>,
+) -> Result<Vec<RealisationRow>> {
+    let statement = Dialect::of(connection).pick(
+        "SELECT r.id, r.object, r.output_hash, r.body, r.signatures, r.void_by FROM realisations r \
+         JOIN paths p ON p.cache_id = r.cache_id AND p.hash = r.output_hash \
+         WHERE r.cache_id = $1 AND r.void_by IS NULL AND p.state = 'published' \
+         AND r.object IN (SELECT json_array_elements_text($2::json))",
+        "SELECT r.id, r.object, r.output_hash, r.body, r.signatures, r.void_by FROM realisations r \
+         JOIN paths p ON p.cache_id = r.cache_id AND p.hash = r.output_hash \
+         WHERE r.cache_id = $1 AND r.void_by IS NULL AND p.state = 'published' \
+         AND r.object IN (SELECT value FROM json_each($2))",
+    );
+    let rows = sqlx::query_as(statement)
+        .bind(cache.to_string())
+        .bind(json_list(objects))
+        .fetch_all(connection)
+        .await?;
     Ok(rows)
 }
 
@@ -506,6 +616,72 @@ mod tests {
             assert_eq!(waiting_for_storage(&mut tx, cache, NOON).await.unwrap(), 0);
             assert_eq!(realisation_count(&mut tx, cache).await.unwrap(), 0);
             assert!(realisations(&mut tx, cache, "", 10).await.unwrap().is_empty());
+        }
+
+        async fn realisations_are_found_by_who_signed_them_and_whether_they_are_served(test: &TestDb) {
+            let mut tx = test.db.begin(Gate::Exclusive).await.unwrap();
+            let cache = testing::cache(&mut tx, "main").await.id;
+            let contributor = testing::contributor(&mut tx, "ci").await.id;
+            let key = testing::key(&mut tx, Purpose::Token, None, "tokens", KeyState::Active).await;
+            let token = testing::token(&mut tx, contributor, &key, None).await;
+            for number in [1, 2] {
+                signed(&mut tx, cache, number, &["a"]).await;
+            }
+            let found = lacking(&mut tx, cache, "b", "", 10).await.unwrap();
+            let (standing, gone) = (found[0].1.to_string(), found[1].1.to_string());
+            sqlx::query("UPDATE paths SET state = 'withdrawn' WHERE id = $1").bind(&found[1].0).execute(&mut *tx).await.unwrap();
+            // A name that ends as another one begins, and one that has it in its middle, are others.
+            for (id, output, signatures) in [
+                ("1", &standing, "a:x"),
+                ("2", &standing, "aa:x b:y"),
+                ("3", &standing, "b:a:x"),
+                ("4", &standing, "b:y a:x"),
+                ("5", &gone, "a:x"),
+            ] {
+                let object = format!("object {id}");
+                let new = crate::db::realisations::NewRealisation {
+                    id: id.to_owned(), cache, object: &object, output_hash: output, body: "{}", signatures, contributor, token, now: NOON,
+                };
+                assert!(crate::db::realisations::insert(&mut tx, &new).await.unwrap());
+            }
+            sqlx::query("UPDATE realisations SET void_by = 'q' WHERE id = '4'").execute(&mut *tx).await.unwrap();
+
+            for (signed, served, expected) in [
+                (true, true, vec!["1"]),
+                (false, true, vec!["2", "3"]),
+                (true, false, vec!["4", "5"]),
+                (false, false, vec![]),
+            ] {
+                let asked = RealisationsBy { key_name: "a", signed, served };
+                let found = realisations_by(&mut tx, cache, asked, "", 10).await.unwrap();
+                assert_eq!(found.iter().map(|row| row.id.as_str()).collect::<Vec<_>>(), expected, "{asked:?}");
+            }
+            let asked = RealisationsBy { key_name: "a", signed: false, served: true };
+            assert_eq!(realisations_by(&mut tx, cache, asked, "2", 10).await.unwrap().len(), 1);
+            assert_eq!(realisations_by(&mut tx, cache, asked, "", 1).await.unwrap().len(), 1);
+            assert_eq!(unsigned_realisation_count(&mut tx, cache, "a").await.unwrap(), 2);
+            let among = served_realisations(&mut tx, cache, ["object 1", "object 4", "object 5"]).await.unwrap();
+            assert_eq!(among.iter().map(|row| row.id.as_str()).collect::<Vec<_>>(), ["1"]);
+        }
+
+        async fn a_key_leaves_what_is_not_served_and_nothing_else(test: &TestDb) {
+            let mut tx = test.db.begin(Gate::Exclusive).await.unwrap();
+            let cache = testing::cache(&mut tx, "main").await.id;
+            let other = testing::cache(&mut tx, "other").await.id;
+            let standing = signed(&mut tx, cache, 1, &["a", "b"]).await;
+            let gone = signed(&mut tx, cache, 2, &["a", "b"]).await;
+            let elsewhere = signed(&mut tx, other, 3, &["a"]).await;
+            for claim in [&gone, &elsewhere] {
+                sqlx::query("UPDATE paths SET state = 'withdrawn' WHERE claim_id = $1").bind(claim).execute(&mut *tx).await.unwrap();
+            }
+
+            remove_unserved_signatures(&mut tx, cache, "a").await.unwrap();
+
+            let mut left = Vec::new();
+            for claim in [&standing, &gone, &elsewhere] {
+                left.push(crate::db::paths::signatures(&mut tx, claim).await.unwrap().len());
+            }
+            assert_eq!(left, [2, 1, 1]);
         }
     }
 }

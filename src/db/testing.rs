@@ -268,6 +268,17 @@ pub async fn overwrite_token(connection: &mut Connection, id: TokenId, column: &
     sqlx::query(statement).bind(id.to_string()).bind(value).execute(connection).await.unwrap();
 }
 
+/// Writes to a realisation's row as somebody with the database in hand could.
+pub async fn overwrite_realisation(connection: &mut Connection, object: &str, column: &str, value: &str) {
+    let statement = match column {
+        "body" => "UPDATE realisations SET body = $2 WHERE object = $1",
+        "signatures" => "UPDATE realisations SET signatures = $2 WHERE object = $1",
+        other => panic!("no statement for {other}"),
+    };
+    let result = sqlx::query(statement).bind(object).bind(value).execute(connection).await.unwrap();
+    assert_eq!(result.rows_affected(), 1, "{object}");
+}
+
 /// Takes the audit table away.
 pub async fn remove_audit(connection: &mut Connection) {
     sqlx::query("ALTER TABLE audit RENAME TO audit_gone").execute(connection).await.unwrap();

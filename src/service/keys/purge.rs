@@ -29,6 +29,8 @@ struct Gathered {
     leaves: Vec<LeafRow>,
     objects: Vec<CacheObject>,
     unlogged: Vec<UnloggedRow>,
+    /// How many realisations were signed.
+    realisations: usize,
     refused: i64,
 }
 
@@ -36,15 +38,10 @@ impl Service {
     /// The next batch after a compromise: what the old key signed is signed by the new one if the log accounts for
     /// it, and withdrawn if nothing else stands for it. The old signature goes in any case.
     pub(super) async fn purge_batch(&self, rotation: &RotationRow) -> Result<Batch> {
-        let batch = restarting(|| self.purge_paths(rotation)).await?;
-        if batch != Batch::Ended {
-            return Ok(batch);
+        match restarting(|| self.purge_paths(rotation)).await? {
+            Batch::Ended => restarting(|| self.purge_realisations(rotation)).await,
+            batch => Ok(batch),
         }
-        let found = self.realisations_after(rotation).await?;
-        if found.is_empty() {
-            return Ok(Batch::Ended);
-        }
-        restarting(|| self.purge_realisations(rotation, &found)).await
     }
 
     async fn purge_paths(&self, rotation: &RotationRow) -> Result<Batch> {
@@ -84,8 +81,9 @@ impl Service {
             }
             let signatures = standing.iter().map(|one| &one.signature);
             gathered.unlogged.extend(self.unlogged_in_rows(&bench, row.claim.path.base_name(), signatures));
-            gathered.refused += 1;
+            // What somebody else vouches for is counted when everything is signed again, and left alone there.
             if !is_vouched_for(row, standing, &foreign) {
+                gathered.refused += 1;
                 self.withdraw_unaccounted(&mut tx, &bench, &call, row, &mut gathered).await?;
                 withdrawn.push(row);
             }
@@ -118,46 +116,53 @@ impl Service {
         Ok(())
     }
 
-    async fn purge_realisations(&self, rotation: &RotationRow, found: &[RealisationRow]) -> Result<Batch> {
+    async fn purge_realisations(&self, rotation: &RotationRow) -> Result<Batch> {
         let mut tx = self.inner.db.begin(Gate::Exclusive).await?;
         let Some(bench) = self.workbench(&mut tx, rotation).await? else { return Ok(Batch::Elsewhere) };
         let Some(signer) = bench.signer() else { return Ok(Batch::Elsewhere) };
+        let found = self.next_realisations(&mut tx, &bench).await?;
+        if found.is_empty() {
+            return Ok(Batch::Ended);
+        }
         let olds: Vec<&KeyRow> = compromised(&bench).collect();
         let is_old = |one: &Signature| olds.iter().any(|old| one.name == *old.public_key.name());
         let proven = self.proven_keys(&bench.keys, true)?;
-        let outputs = self.outputs(&mut tx, &bench, found).await?;
+        let outputs = self.outputs(&mut tx, &bench, &found).await?;
         let mut gathered = Gathered::default();
-        for row in found {
-            let entry = parsed(row)?;
+        for row in &found {
+            let Some(entry) = parsed(row) else {
+                tracing::warn!(cache = %bench.cache.name, object = row.object, "removed: it is no realisation");
+                gathered.refused += 1;
+                gathered.objects.extend(row.object.parse().ok().map(CacheObject::Realisation));
+                resigning::remove_realisation(&mut tx, &row.id).await?;
+                continue;
+            };
             if !entry.signatures.iter().any(is_old) {
                 continue;
             }
             gathered.objects.push(CacheObject::Realisation(entry.key.clone()));
-            let fingerprint = entry.fingerprint();
-            let output = outputs.of(row).filter(|output| {
-                let accounted =
-                    |one| outputs.has_leaf(output, one) && proven.verifies(one, fingerprint.as_bytes());
-                entry.signatures.iter().any(accounted)
-            });
-            let Some(output) = output else {
-                gathered.refused += 1;
-                gathered.unlogged.extend(self.unlogged_in_rows(&bench, &row.object, &entry.signatures));
-                resigning::remove_realisation(&mut tx, &row.id).await?;
-                continue;
-            };
             let mut texts = without(&entry.signatures, is_old);
             let mut leaf = None;
-            if !entry.signatures.iter().any(|one| one.name == *signer.public_key.name()) {
-                let (text, made) = self.sign_realisation_again(&bench, signer, output, row, &entry)?;
-                texts.push(text);
-                leaf = Some(made);
+            // One that is not served loses the signature and gets no other one, as a withdrawn path.
+            if let Some(output) = outputs.served(row) {
+                if !outputs.account_for(output, &entry, &proven) {
+                    gathered.refused += 1;
+                    gathered.unlogged.extend(self.unlogged_in_rows(&bench, &row.object, &entry.signatures));
+                    texts.clear();
+                } else if !entry.signatures.iter().any(|one| one.name == *signer.public_key.name()) {
+                    let (text, made) = self.sign_realisation_again(&bench, signer, output, row, &entry)?;
+                    texts.push(text);
+                    leaf = Some(made);
+                }
             }
-            // It may have been pushed anew since it was listed, by somebody who was given the new key's signature.
-            if resigning::sign_realisation(&mut tx, row, &texts.join(" ")).await? {
+            if texts.is_empty() {
+                resigning::remove_realisation(&mut tx, &row.id).await?;
+            } else if resigning::sign_realisation(&mut tx, row, &texts.join(" ")).await? {
+                gathered.realisations += usize::from(leaf.is_some());
                 gathered.leaves.extend(leaf);
             }
         }
-        let progress = after_realisations(&bench, found, gathered.refused);
+        let progress = after_realisations(&bench, &found, gathered.refused);
         self.end_batch(tx, &bench, progress, gathered).await?;
         Ok(Batch::Looked(found.len()))
     }
@@ -166,19 +171,17 @@ impl Service {
     /// That cannot be unless a path was restored, or another key was compromised, meanwhile. Withdrawn paths keep
     /// theirs: with it they can be restored.
     pub(super) async fn drop_batch(&self, rotation: &RotationRow) -> Result<Batch> {
-        match restarting(|| self.drop_paths(rotation)).await? {
-            Some(Batch::Ended) => {}
-            Some(batch) => return Ok(batch),
+        let mut batch = restarting(|| self.drop_paths(rotation)).await?;
+        if batch == Some(Batch::Ended) {
+            batch = restarting(|| self.drop_from_realisations(rotation)).await?;
+        }
+        match batch {
+            Some(batch) => Ok(batch),
             None => {
                 self.go_on(rotation, RotationStep::Abandoned).await?;
-                return Ok(Batch::Elsewhere);
+                Ok(Batch::Elsewhere)
             }
         }
-        let found = self.realisations_after(rotation).await?;
-        if found.is_empty() {
-            return Ok(Batch::Ended);
-        }
-        restarting(|| self.drop_from_realisations(rotation, &found)).await
     }
 
     /// `None`: narinfos carry this signature alone.
@@ -194,8 +197,7 @@ impl Service {
         }
         let served: Vec<&SignedClaim> = signed.iter().filter(|one| one.is_served).collect();
         let signatures = paths::signatures_of(&mut tx, served.iter().map(|one| &one.claim_id)).await?;
-        let others = bench.keys.iter().filter(|row| row.state.is_trusted() && row.key.label.name != *name);
-        let others: HashSet<&str> = others.map(|row| row.key.label.name.as_str()).collect();
+        let others = other_trusted(&bench, name);
         let stands = |one: &&SignedClaim| {
             let standing = signatures.get(&one.claim_id).map(Vec::as_slice).unwrap_or_default();
             standing.iter().any(|row| others.contains(row.signature.name.as_str()))
@@ -215,34 +217,41 @@ impl Service {
         Ok(Some(Batch::Looked(signed.len())))
     }
 
-    async fn drop_from_realisations(
-        &self,
-        rotation: &RotationRow,
-        found: &[RealisationRow],
-    ) -> Result<Batch> {
+    /// `None`: realisations carry this signature alone.
+    async fn drop_from_realisations(&self, rotation: &RotationRow) -> Result<Option<Batch>> {
         let mut tx = self.inner.db.begin(Gate::Exclusive).await?;
-        let Some(bench) = self.workbench(&mut tx, rotation).await? else { return Ok(Batch::Elsewhere) };
-        let Some(old) = bench.key(rotation.old_key.as_ref()) else { return Ok(Batch::Elsewhere) };
+        let Some(bench) = self.workbench(&mut tx, rotation).await? else { return Ok(Some(Batch::Elsewhere)) };
+        let Some(old) = bench.key(rotation.old_key.as_ref()) else { return Ok(Some(Batch::Elsewhere)) };
+        let found = self.next_realisations(&mut tx, &bench).await?;
+        if found.is_empty() {
+            return Ok(Some(Batch::Ended));
+        }
+        let name = &old.key.label.name;
+        let is_old = |one: &Signature| one.name.as_str() == name;
+        let others = other_trusted(&bench, name);
+        let outputs = self.outputs(&mut tx, &bench, &found).await?;
         let mut gathered = Gathered::default();
-        for row in found {
-            let entry = parsed(row)?;
-            let texts = without(&entry.signatures, |one| one.name == *old.public_key.name());
-            if texts.is_empty() || texts.len() == entry.signatures.len() {
-                continue;
+        for row in &found {
+            let entry = parsed(row).filter(|entry| entry.signatures.iter().any(is_old));
+            let (Some(entry), Some(_)) = (entry, outputs.served(row)) else { continue };
+            if !entry.signatures.iter().any(|one| others.contains(one.name.as_str())) {
+                tracing::error!(key = name, "realisations carry this key's signature alone; they keep it");
+                return Ok(None);
             }
+            let texts = without(&entry.signatures, is_old);
             if resigning::sign_realisation(&mut tx, row, &texts.join(" ")).await? {
                 gathered.objects.push(CacheObject::Realisation(entry.key));
             }
         }
-        let progress = after_realisations(&bench, found, 0);
+        let progress = after_realisations(&bench, &found, 0);
         self.end_batch(tx, &bench, progress, gathered).await?;
-        Ok(Batch::Looked(found.len()))
+        Ok(Some(Batch::Looked(found.len())))
     }
 
-    async fn realisations_after(&self, rotation: &RotationRow) -> Result<Vec<RealisationRow>> {
-        let after = &rotation.progress.realisation_cursor;
-        let mut connection = self.inner.db.read().await?;
-        Ok(resigning::realisations(&mut connection, rotation.cache, after, self.batch_size()).await?)
+    /// The realisations of a batch, read behind the gate.
+    async fn next_realisations(&self, tx: &mut Tx, bench: &Workbench) -> Result<Vec<RealisationRow>> {
+        let after = &bench.rotation.progress.realisation_cursor;
+        Ok(resigning::realisations(tx, bench.cache.id, after, self.batch_size()).await?)
     }
 
     /// Wishes, place, epoch, leaves, commit. From then on no replica remembers what was changed.
@@ -253,13 +262,13 @@ impl Service {
         progress: Progress,
         gathered: Gathered,
     ) -> Result<()> {
-        let Gathered { mut new, leaves, objects, unlogged, refused } = gathered;
+        let Gathered { mut new, leaves, objects, unlogged, realisations, refused } = gathered;
         resigning::insert_unlogged(&mut tx, bench.cache.id, &unlogged).await?;
         Release::by_worker(&bench.cache, bench.now).wish(&mut tx, objects).await?;
         let until = bench.now.plus_millis(LEASE_MILLIS);
         key_rotations::note(&mut tx, &bench.rotation.id, &progress, until).await?;
         epoch::advance(&mut tx).await?;
-        let made = new.len();
+        let made = new.len() + realisations;
         new.leaves.extend(leaves);
         new.append(&mut tx).await?;
         tx.commit().await?;
@@ -293,6 +302,12 @@ fn is_vouched_for(path: &PathRow, standing: &[SignatureRow], foreign: &[(PublicK
 /// The keys of the cache that others may hold.
 fn compromised(bench: &Workbench) -> impl Iterator<Item = &KeyRow> {
     bench.keys.iter().filter(|row| row.state == KeyState::Compromised)
+}
+
+/// The names of the cache's other keys that clients are to trust.
+fn other_trusted<'a>(bench: &'a Workbench, name: &str) -> HashSet<&'a str> {
+    let trusted = bench.keys.iter().filter(|row| row.state.is_trusted());
+    trusted.map(|row| row.key.label.name.as_str()).filter(|other| *other != name).collect()
 }
 
 /// The printed signatures but for some.

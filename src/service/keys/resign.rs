@@ -5,13 +5,14 @@
 
 use serde_json::{Value, json};
 
-use super::accounted::{Kind, is_accounted, tells_of};
+use super::accounted::{Kind, Proven, is_accounted, tells_of};
 use super::worker::LEASE_MILLIS;
+use crate::access::CacheId;
 use crate::db::caches::{self, CacheRow};
 use crate::db::key_rotations::{self, Progress, RotationRow};
 use crate::db::log::LeafRow;
 use crate::db::paths::{self, MadeSignature, PathRow, PathState};
-use crate::db::resigning::{self, RealisationRow, UnloggedRow};
+use crate::db::resigning::{self, RealisationRow, RealisationsBy, UnloggedRow};
 use crate::db::signing_keys::{self, KeyRow};
 use crate::db::{Connection, Gate, Tx, log, restarting};
 use crate::nix::realisation::{Realisation, RealisationKey};
@@ -19,7 +20,7 @@ use crate::nix::signature::Signature;
 use crate::nix::store_path::StorePathHash;
 use crate::service::leaves::{Leaf, LeafEvent};
 use crate::service::release::Release;
-use crate::service::{Call, Error, Result, Service};
+use crate::service::{Call, Result, Service};
 use crate::storage::CacheObject;
 use crate::time::Timestamp;
 
@@ -188,34 +189,80 @@ impl Service {
         restarting(|| self.resign_paths(rotation, &found, &place)).await
     }
 
-    /// Whether a published path lacks the new key's signature though the log accounts for another one, and how many
-    /// lack it in all.
+    /// Whether something served lacks the new key's signature though the log accounts for another one, and how many paths
+    /// and realisations lack it in all.
     pub(super) async fn owed(&self, rotation: &RotationRow) -> Result<(bool, i64)> {
-        let limit = self.batch_size();
         let mut connection = self.inner.db.read().await?;
         let keys = signing_keys::of_cache(&mut connection, rotation.cache).await?;
         let new = keys.iter().find(|row| Some(&row.key.label.id) == rotation.new_key.as_ref());
         let Some(new) = new.map(|row| &row.key.label.name) else { return Ok((false, 0)) };
+        let (owed, paths) = self.paths_owed(&mut connection, rotation.cache, &keys, new).await?;
+        if owed {
+            return Ok((true, paths));
+        }
+        let (owed, entries) = self.realisations_owed(&mut connection, rotation.cache, &keys, new).await?;
+        Ok((owed, paths + entries))
+    }
+
+    async fn paths_owed(
+        &self,
+        connection: &mut Connection,
+        cache: CacheId,
+        keys: &[KeyRow],
+        new: &str,
+    ) -> Result<(bool, i64)> {
         let (mut proven, mut after, mut count) = (None, String::new(), 0);
         loop {
-            let found = resigning::lacking(&mut connection, rotation.cache, new, &after, limit).await?;
+            let found = resigning::lacking(connection, cache, new, &after, self.batch_size()).await?;
             let Some((last, _)) = found.last() else { return Ok((false, count)) };
             after.clone_from(last);
             count += i64::try_from(found.len()).unwrap_or(0);
             // Needs the vault, which a rotation that owes nothing does without.
             if proven.is_none() {
                 self.catch_up_keks().await?;
-                proven = Some(self.proven_keys(&keys, false)?);
+                proven = Some(self.proven_keys(keys, false)?);
             }
             let Some(proven) = &proven else { return Ok((false, count)) };
             let hashes = found.iter().map(|(_, hash)| *hash);
-            let rows = paths::find_all(&mut connection, rotation.cache, hashes).await?;
+            let rows = paths::find_all(connection, cache, hashes).await?;
             let claims = rows.iter().map(|row| &row.claim_id);
-            let signatures = paths::signatures_of(&mut connection, claims).await?;
-            let leaves = self.leaves_of(&mut connection, proven, &signatures).await?;
+            let signatures = paths::signatures_of(connection, claims).await?;
+            let leaves = self.leaves_of(connection, proven, &signatures).await?;
             let standing =
                 |row: &PathRow| signatures.get(&row.claim_id).map(Vec::as_slice).unwrap_or_default();
             if rows.iter().any(|row| is_accounted(row, standing(row), proven, &leaves)) {
+                return Ok((true, count));
+            }
+        }
+    }
+
+    async fn realisations_owed(
+        &self,
+        connection: &mut Connection,
+        cache: CacheId,
+        keys: &[KeyRow],
+        new: &str,
+    ) -> Result<(bool, i64)> {
+        let asked = RealisationsBy { key_name: new, signed: false, served: true };
+        let (mut proven, mut after, mut count) = (None, String::new(), 0);
+        loop {
+            let found =
+                resigning::realisations_by(connection, cache, asked, &after, self.batch_size()).await?;
+            let Some(last) = found.last() else { return Ok((false, count)) };
+            after.clone_from(&last.id);
+            count += i64::try_from(found.len()).unwrap_or(0);
+            if proven.is_none() {
+                self.catch_up_keks().await?;
+                proven = Some(self.proven_keys(keys, false)?);
+            }
+            let Some(proven) = &proven else { return Ok((false, count)) };
+            let rows = paths::find_all(connection, cache, output_hashes(&found)).await?;
+            let outputs = Outputs::of_paths(connection, rows).await?;
+            let is_accounted = |row: &RealisationRow| {
+                let (output, entry) = (outputs.served(row)?, parsed(row)?);
+                outputs.account_for(output, &entry, proven).then_some(())
+            };
+            if found.iter().any(|row| is_accounted(row).is_some()) {
                 return Ok((true, count));
             }
         }
@@ -332,59 +379,50 @@ impl Service {
     }
 
     async fn resign_realisations(&self, rotation: &RotationRow, limit: i64) -> Result<Batch> {
-        let after = &rotation.progress.realisation_cursor;
-        let found =
-            resigning::realisations(&mut *self.inner.db.read().await?, rotation.cache, after, limit).await?;
-        if found.is_empty() {
-            return self.resign_strays(rotation, "", limit).await;
+        match restarting(|| self.resign_realisation_batch(rotation, limit)).await? {
+            Batch::Ended => self.resign_strays(rotation, "", limit).await,
+            batch => Ok(batch),
         }
-        restarting(|| self.resign_realisation_batch(rotation, &found)).await
     }
 
-    async fn resign_realisation_batch(
-        &self,
-        rotation: &RotationRow,
-        found: &[RealisationRow],
-    ) -> Result<Batch> {
+    async fn resign_realisation_batch(&self, rotation: &RotationRow, limit: i64) -> Result<Batch> {
         let mut tx = self.inner.db.begin(Gate::Shared).await?;
         let Some(bench) = self.workbench(&mut tx, rotation).await? else { return Ok(Batch::Elsewhere) };
         let Some(signer) = bench.signer() else { return Ok(Batch::Elsewhere) };
+        let after = &bench.rotation.progress.realisation_cursor;
+        // Behind the gate: none of them is voided, and no output withdrawn, before the commit.
+        let found = resigning::realisations(&mut tx, bench.cache.id, after, limit).await?;
+        let Some(last) = found.last() else { return Ok(Batch::Ended) };
         let proven = self.proven_keys(&bench.keys, false)?;
-        let outputs = self.outputs(&mut tx, &bench, found).await?;
+        let outputs = self.outputs(&mut tx, &bench, &found).await?;
         let (mut leaves, mut objects, mut unlogged) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut done, mut refused) = (0, 0);
-        for row in found {
-            // One whose output is not published is not served.
-            let output = outputs.of(row).filter(|output| output.state == PathState::Published);
-            let Some(output) = output else {
-                done += 1;
-                continue;
-            };
-            let entry = parsed(row)?;
-            if entry.signatures.iter().any(|one| one.name == *signer.public_key.name()) {
-                done += 1;
+        let mut refused = 0;
+        for row in &found {
+            // One that is not served gets nothing: if it comes back, the end of the rotation waits for it.
+            let Some(output) = outputs.served(row) else { continue };
+            let entry = parsed(row);
+            let signatures = entry.as_ref().map(|entry| entry.signatures.as_slice()).unwrap_or_default();
+            if signatures.iter().any(|one| one.name == *signer.public_key.name()) {
                 continue;
             }
-            let fingerprint = entry.fingerprint();
-            let accounted = |one: &&Signature| {
-                outputs.has_leaf(output, one) && proven.verifies(one, fingerprint.as_bytes())
-            };
-            if !entry.signatures.iter().any(|one| accounted(&one)) {
+            let accounted = entry.as_ref().filter(|entry| outputs.account_for(output, entry, &proven));
+            let Some(entry) = accounted else {
                 refused += 1;
-                unlogged.extend(self.unlogged_in_rows(&bench, &row.object, &entry.signatures));
+                unlogged.extend(self.unlogged_in_rows(&bench, &row.object, signatures));
                 continue;
-            }
-            let (text, leaf) = self.sign_realisation_again(&bench, signer, output, row, &entry)?;
+            };
+            let (text, leaf) = self.sign_realisation_again(&bench, signer, output, row, entry)?;
+            // It may have been pushed anew since it was listed, and has the new signature then.
             if resigning::sign_realisation(&mut tx, row, &format!("{} {text}", row.signatures)).await? {
                 leaves.push(leaf);
                 objects.push(CacheObject::Realisation(entry.key.clone()));
-                done += 1;
             }
         }
         Release::by_worker(&bench.cache, bench.now).wish(&mut tx, objects).await?;
         resigning::insert_unlogged(&mut tx, bench.cache.id, &unlogged).await?;
+        let done = i64::try_from(found.len()).unwrap_or(0) - refused;
         let progress = Progress {
-            realisation_cursor: found.last().map(|row| row.id.clone()).unwrap_or_default(),
+            realisation_cursor: last.id.clone(),
             done: bench.rotation.progress.done + done,
             refused: bench.rotation.progress.refused + refused,
             ..bench.rotation.progress.clone()
@@ -415,17 +453,15 @@ impl Service {
         Ok((signature.to_string(), self.leaf_row(leaf)?))
     }
 
-    /// The output paths of realisations, and the leaves of what was signed for them.
+    /// The output paths of realisations, locked, and the leaves of what was signed for them.
     pub(super) async fn outputs(
         &self,
         tx: &mut Tx,
         bench: &Workbench,
         found: &[RealisationRow],
     ) -> Result<Outputs> {
-        let hashes = found.iter().filter_map(|row| row.output_hash.parse().ok());
-        let rows = paths::lock(tx, bench.cache.id, hashes.collect::<Vec<_>>()).await?;
-        let leaves = resigning::realisation_leaves(tx, rows.iter().map(|row| &row.id)).await?;
-        Ok(Outputs { rows, leaves })
+        let rows = paths::lock(tx, bench.cache.id, output_hashes(found)).await?;
+        Outputs::of_paths(tx, rows).await
     }
 }
 
@@ -437,9 +473,23 @@ pub(super) struct Outputs {
 }
 
 impl Outputs {
-    /// The output of this one, published or not.
-    pub fn of(&self, row: &RealisationRow) -> Option<&PathRow> {
-        self.rows.iter().find(|path| path.claim.path.hash().as_str() == row.output_hash)
+    /// These paths, with the leaves of what was signed for them.
+    pub async fn of_paths(connection: &mut Connection, rows: Vec<PathRow>) -> Result<Self> {
+        let leaves = resigning::realisation_leaves(connection, rows.iter().map(|row| &row.id)).await?;
+        Ok(Self { rows, leaves })
+    }
+
+    /// The output of this one, if it is served: nothing voids it, and the output is published.
+    pub fn served(&self, row: &RealisationRow) -> Option<&PathRow> {
+        let mut outputs = self.rows.iter().filter(|path| path.claim.path.hash().as_str() == row.output_hash);
+        outputs.find(|path| path.state == PathState::Published && row.void_by.is_none())
+    }
+
+    /// Whether one of the signatures on `entry` was made by a proven key, and has its leaf.
+    pub fn account_for(&self, output: &PathRow, entry: &Realisation, proven: &Proven) -> bool {
+        let fingerprint = entry.fingerprint();
+        let mut signatures = entry.signatures.iter();
+        signatures.any(|one| self.has_leaf(output, one) && proven.verifies(one, fingerprint.as_bytes()))
     }
 
     /// Whether a leaf of this output tells of the signature.
@@ -449,13 +499,18 @@ impl Outputs {
     }
 }
 
-/// A realisation with its signatures.
-pub(super) fn parsed(row: &RealisationRow) -> Result<Realisation> {
-    let key: RealisationKey = row.object.parse().map_err(internal)?;
-    let mut entry = Realisation::parse(key, row.body.as_bytes()).map_err(internal)?;
+fn output_hashes(found: &[RealisationRow]) -> Vec<StorePathHash> {
+    found.iter().filter_map(|row| row.output_hash.parse().ok()).collect()
+}
+
+/// A realisation with its signatures. `None`: it is none, which only somebody with the database in hand can have
+/// written; nothing accounts for it.
+pub(super) fn parsed(row: &RealisationRow) -> Option<Realisation> {
+    let key: RealisationKey = row.object.parse().ok()?;
+    let mut entry = Realisation::parse(key, row.body.as_bytes()).ok()?;
     let signatures = row.signatures.split(' ').filter(|text| !text.is_empty()).map(str::parse);
-    entry.signatures = signatures.collect::<std::result::Result<_, _>>().map_err(internal)?;
-    Ok(entry)
+    entry.signatures = signatures.collect::<std::result::Result<_, _>>().ok()?;
+    Some(entry)
 }
 
 /// Whether a signature bears the name of a key of this cache.
@@ -474,8 +529,4 @@ pub(super) fn count_signatures(made: usize, refused: i64) {
     metrics::counter!("narvault_signatures_total").increment(made as u64);
     metrics::counter!("narvault_resigned_total").increment(made as u64);
     metrics::counter!("narvault_unlogged_signatures_total").increment(u64::try_from(refused).unwrap_or(0));
-}
-
-fn internal(error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::Internal(error.into())
 }

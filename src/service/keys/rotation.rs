@@ -321,7 +321,9 @@ impl Service {
                 let waiting = resigning::waiting_for_storage(connection, row.cache, row.step_since).await?;
                 format!("{waiting} narinfos and realisations on their way to storage")
             }
-            RotationStep::Inspect => format!("storage to be looked through; {done} narinfos so far"),
+            RotationStep::Inspect => {
+                format!("storage to be looked through; {done} narinfos and realisations so far")
+            }
             RotationStep::Wait => format!(
                 "clients to forget narinfos that they remember without the new signature, until {}",
                 wait_ends(row)

@@ -9,8 +9,9 @@ use super::{KeySource, changed, created};
 use crate::access::{Action, CacheName};
 use crate::db::caches::{self, CacheRow};
 use crate::db::key_rotations::{self, Progress, RotationKind, RotationRow, RotationStep};
+use crate::db::resigning::{self, RealisationsBy};
 use crate::db::signing_keys::{self, KeyRow, KeyState};
-use crate::db::{Gate, Tx, epoch, resigning, restarting};
+use crate::db::{Gate, Tx, epoch, restarting};
 use crate::nix::signature::KeyName;
 use crate::service::audit::Act;
 use crate::service::takedown::check_reason;
@@ -115,7 +116,7 @@ impl Service {
         self.note_change().await;
         let key = self.key_of_cache(cache, name).await?;
         if key.state.signs() {
-            let why = "paths came back without the new key's signature; they are signed first, which \
+            let why = "paths or realisations came back without the new key's signature; they are signed first, which \
                        `narvault key schedule` shows";
             return Err(Conflict::State(why).into());
         }
@@ -233,6 +234,7 @@ impl Service {
             let id = standing.key.key.label.id.clone();
             let erased = standing.key.key.sealed.erased();
             signing_keys::overwrite_sealed(&mut tx, &id, &erased).await?;
+            self.leave_unserved(&mut tx, &standing).await?;
             self.put_state(&mut tx, call, &standing, KeyState::Destroyed, None).await?;
             tx.commit().await?;
             Ok::<_, Error>(id)
@@ -251,19 +253,44 @@ impl Service {
             let mut keys = standing.keys.iter().filter(|row| row.state.is_trusted());
             other != name && keys.any(|row| row.key.label.name == other)
         };
+        let asked = RealisationsBy { key_name: name, signed: true, served: true };
         let mut after = String::new();
         loop {
-            let rows = resigning::realisations(tx, standing.cache.id, &after, REALISATIONS_AT_ONCE).await?;
+            let (cache, limit) = (standing.cache.id, REALISATIONS_AT_ONCE);
+            let rows = resigning::realisations_by(tx, cache, asked, &after, limit).await?;
             let Some(last) = rows.last() else { break };
             after = last.id.clone();
             for row in &rows {
-                let signers = || row.signatures.split(' ').filter_map(|text| Some(text.split_once(':')?.0));
-                alone += i64::from(signers().any(|signer| signer == name) && !signers().any(trusted));
+                let mut signers = row.signatures.split(' ').filter_map(|text| Some(text.split_once(':')?.0));
+                alone += i64::from(!signers.any(trusted));
             }
         }
         match u64::try_from(alone) {
             Ok(paths) if paths > 0 => Err(Conflict::SignedAlone { paths }.into()),
             _ => Ok(()),
+        }
+    }
+
+    /// Takes the signatures of a key that nobody is to trust any more off what is not served: what has no other one must not
+    /// come back with it.
+    async fn leave_unserved(&self, tx: &mut Tx, standing: &Standing) -> Result<()> {
+        let (cache, name) = (standing.cache.id, &standing.key.key.label.name);
+        resigning::remove_unserved_signatures(tx, cache, name).await?;
+        let asked = RealisationsBy { key_name: name, signed: true, served: false };
+        let mut after = String::new();
+        loop {
+            let rows = resigning::realisations_by(tx, cache, asked, &after, REALISATIONS_AT_ONCE).await?;
+            let Some(last) = rows.last() else { return Ok(()) };
+            after = last.id.clone();
+            for row in &rows {
+                let is_own = |text: &&str| text.split_once(':').is_some_and(|(signer, _)| signer == name);
+                let others: Vec<&str> = row.signatures.split(' ').filter(|text| !is_own(text)).collect();
+                if others.is_empty() {
+                    resigning::remove_realisation(tx, &row.id).await?;
+                } else {
+                    resigning::sign_realisation(tx, row, &others.join(" ")).await?;
+                }
+            }
         }
     }
 

@@ -17,6 +17,7 @@ use crate::tlog::leaf::{Event, Leaf};
 use crate::vault::Sealed;
 
 mod compromise;
+mod realisations;
 mod succession;
 
 pub(super) const DAY: i64 = 24 * 3600;
@@ -93,14 +94,19 @@ impl Desk {
 
     /// The names of the keys whose valid signatures the narinfo has that is served, and the one in storage.
     pub async fn signers(&self, sample: &Sample) -> BTreeSet<String> {
+        self.signers_in(&main(), sample).await
+    }
+
+    /// The same in another cache.
+    pub async fn signers_in(&self, cache: &CacheName, sample: &Sample) -> BTreeSet<String> {
         let service = self.service();
-        let cache = service.existing_cache(&main()).await.unwrap();
-        let served = service.narinfo(&cache, sample.path.hash()).await.unwrap().unwrap().text.clone();
-        let key = crate::service::key_of(&cache, CacheObject::Narinfo(sample.path.hash())).unwrap();
+        let row = service.existing_cache(cache).await.unwrap();
+        let served = service.narinfo(&row, sample.path.hash()).await.unwrap().unwrap().text.clone();
+        let key = crate::service::key_of(&row, CacheObject::Narinfo(sample.path.hash())).unwrap();
         let stored = service.inner.storage.read(&key, 1 << 20).await.unwrap().unwrap();
         assert_eq!(served, stored, "storage says what the rows say");
         let narinfo = crate::nix::narinfo::SignedClaim::parse(&served).unwrap();
-        let keys = service.list_keys(&Call::host(), &main()).await.unwrap();
+        let keys = service.list_keys(&Call::host(), cache).await.unwrap();
         let fingerprint = narinfo.claim.fingerprint();
         for signature in &narinfo.signatures {
             let key = keys.iter().find(|row| *row.public_key.name() == signature.name).unwrap();

@@ -161,8 +161,10 @@ impl Service {
             RotationStep::Resign | RotationStep::Drop => self.batch(row, RotationStep::Release).await,
             RotationStep::Release => self.end_release(row).await,
             RotationStep::Inspect => {
-                if self.inspect(row).await? {
-                    self.go_on(row, RotationStep::Done).await?;
+                match self.inspect(row).await? {
+                    Batch::Ended => self.go_on(row, RotationStep::Done).await?,
+                    Batch::Looked(_) => {}
+                    Batch::Elsewhere => return Ok(Next::After(PAUSE)),
                 }
                 Ok(Next::After(Duration::ZERO))
             }
@@ -230,13 +232,15 @@ impl Service {
         Ok(())
     }
 
-    /// How many published paths the new key has not signed.
+    /// How many paths and realisations that are served the new key has not signed.
     async fn lacking(&self, tx: &mut Tx, row: &RotationRow) -> Result<i64> {
         let keys = signing_keys::of_cache(tx, row.cache).await?;
         let Some(new) = keys.iter().find(|key| Some(&key.key.label.id) == row.new_key.as_ref()) else {
             return Ok(0);
         };
-        Ok(resigning::unsigned_count(tx, row.cache, &new.key.label.name).await?)
+        let new = &new.key.label.name;
+        let paths = resigning::unsigned_count(tx, row.cache, new).await?;
+        Ok(paths + resigning::unsigned_realisation_count(tx, row.cache, new).await?)
     }
 
     /// What there is to do in a step, as it begins.
@@ -258,10 +262,16 @@ impl Service {
             (RotationStep::Resign, _, Some(new)) => {
                 resigning::unsigned_count(connection, row.cache, new).await?
             }
+            // Another count begins, but what was found before stays to be seen.
+            (RotationStep::Inspect, ..) => {
+                return Ok(Progress { refused: row.progress.refused, ..Progress::begin(0) });
+            }
             // What was done and refused stays to be seen.
             _ => return Ok(row.progress.clone()),
         };
-        Ok(Progress::begin(paths + realisations))
+        // What was withdrawn is no longer there to be signed again.
+        let refused = if row.step == RotationStep::Purge { row.progress.refused } else { 0 };
+        Ok(Progress { refused, ..Progress::begin(paths + realisations + refused) })
     }
 
     /// Ends the release once storage has all narinfos that the steps before have changed.
@@ -329,7 +339,7 @@ impl Service {
         // Before the gate, where a look at all paths would hold everybody up.
         let (owed, lacking) = self.owed(row).await?;
         if owed {
-            tracing::warn!(rotation = row.id, "paths lack the new key's signature; they are signed first");
+            tracing::warn!(rotation = row.id, "something lacks the new key's signature; it is signed first");
             return self.go_on(row, RotationStep::Resign).await;
         }
         let retired = restarting(|| async {

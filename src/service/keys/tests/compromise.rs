@@ -8,7 +8,7 @@ use crate::nix::narinfo::SignedClaim;
 use crate::nix::signature::Signature;
 
 /// A signature by the holder of a stolen key, of which no leaf tells.
-fn stolen(desk: &Desk, key: &KeyRow, fingerprint: &str) -> Signature {
+pub(super) fn stolen(desk: &Desk, key: &KeyRow, fingerprint: &str) -> Signature {
     let bytes = desk.service().inner.keyring.sign_claim(&key.key, fingerprint.as_bytes()).unwrap();
     Signature { name: key.public_key.name().clone(), bytes }
 }
@@ -38,13 +38,13 @@ async fn state(desk: &Desk, base_name: &str) -> PathState {
     row_of(&mut desk.service().inner.db.read().await.unwrap(), base_name).await.state
 }
 
-async fn compromise(desk: &Desk, key: &KeyName) -> super::super::super::Result<Rotation> {
+pub(super) async fn compromise(desk: &Desk, key: &KeyName) -> super::super::super::Result<Rotation> {
     let admin = desk.server.admin().await;
     desk.service().compromise_key(&admin, &main(), key, "the host was broken into").await
 }
 
 /// Goes on until storage is about to be looked through.
-async fn until_inspection(desk: &Desk) {
+pub(super) async fn until_inspection(desk: &Desk) {
     let service = desk.service();
     while desk.rotation().await.step != RotationStep::Inspect {
         service.advance_rotations().await.unwrap();
