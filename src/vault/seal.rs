@@ -376,15 +376,39 @@ mod tests {
         assert_eq!(HEX.encode(&sealed), expected);
     }
 
-    /// RFC 5869, test case 3: SHA-256 with neither salt nor info.
+    /// RFC 5869, test cases 1 to 3, which are those of SHA-256: as usual, with long inputs, with neither salt nor info.
     #[test]
     fn the_derivation_is_hkdf_sha256_of_the_rfc() {
-        let mut okm = [0; 42];
-        Hkdf::<Sha256>::new(None, &[0x0b; 22]).expand(b"", &mut okm).unwrap();
+        let range = |from: u8, to: u8| (from..=to).collect::<Vec<u8>>();
+        for (ikm, salt, info, okm) in [
+            (
+                vec![0x0b; 22],
+                range(0x00, 0x0c),
+                range(0xf0, 0xf9),
+                "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865",
+            ),
+            (
+                range(0x00, 0x4f),
+                range(0x60, 0xaf),
+                range(0xb0, 0xff),
+                "b11e398dc80327a1c8e7f78c596a49344f012eda2d4efad8a050cc4c19afa97c59045a99cac7827271cb41c65e590e09\
+                 da3275600c2f09b8367793a9aca3db71cc30c58179ec3e87c14c01d5c1f3434f1d87",
+            ),
+            (
+                vec![0x0b; 22],
+                Vec::new(),
+                Vec::new(),
+                "8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d9d201395faa4b61a96c8",
+            ),
+        ] {
+            let mut derived = vec![0; okm.len() / 2];
+            Hkdf::<Sha256>::new(Some(&salt), &ikm).expand(&info, &mut derived).unwrap();
 
-        assert_eq!(
-            HEX.encode(&okm),
-            "8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d9d201395faa4b61a96c8"
-        );
+            assert_eq!(HEX.encode(&derived), okm);
+        }
+        // As it is used here: without a salt.
+        let mut derived = [0; 42];
+        Hkdf::<Sha256>::new(None, &[0x0b; 22]).expand(b"", &mut derived).unwrap();
+        assert!(HEX.encode(&derived).starts_with("8da4e775a563c18f715f802a063c5a31"));
     }
 }
