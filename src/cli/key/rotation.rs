@@ -20,6 +20,10 @@ use crate::cli::list::print_list;
 use crate::cli::output::Printer;
 use crate::cli::text::{Fields, Table, moment, plain};
 use crate::client::Client;
+use crate::time::Timestamp;
+
+/// How long Nix remembers a narinfo that it has found, unless told: `narinfo-cache-positive-ttl`.
+const NARINFO_DAYS: i64 = 30;
 
 /// Between two looks at a rotation that is followed.
 const FOLLOW_PAUSE: Duration = Duration::from_secs(1);
@@ -200,6 +204,16 @@ pub async fn rotate(args: RotateArgs, context: &Context) -> Result<(), Failure> 
     let body = RotationCreate { old, new, publish_days, wait_days };
     let rotation = context.client()?.key_rotate(&cache, &body).await?;
     context.printer.answer(&rotation, schedule_text)?;
+    if let Some(days) = days_of_wait(&rotation).filter(|days| *days < NARINFO_DAYS) {
+        let warning = format!(
+            "the old key retires {days} days after everything is signed again, and Nix remembers a narinfo for up to \
+             {NARINFO_DAYS} days: a client that has dropped the old key by then refuses what it remembers without the new \
+             signature"
+        );
+        let hint = "have such clients ask again, with `--option narinfo-cache-positive-ttl 0`; or abandon the rotation, \
+                    and begin it with a longer `--wait-days`";
+        context.printer.warning(&warning, hint);
+    }
     context.printer.note(&format!(
         "hint: clients that `narvault use` set up follow with `narvault use --refresh`; give the others the new key now, \
          with `narvault key public {cache}`"
@@ -361,6 +375,15 @@ fn schedule_text(rotation: &RotationView) -> String {
     format!("{}\n{}", fields.text(), Table::default().text(&rows))
 }
 
+/// How many days the old key goes on signing after everything was signed again.
+fn days_of_wait(rotation: &RotationView) -> Option<i64> {
+    let begin = |name: &str| {
+        let step = rotation.steps.iter().find(|step| step.step == name)?;
+        Some(Timestamp::parse_rfc3339(&step.at).ok()?.unix_seconds())
+    };
+    Some((begin("done")? - begin("wait")?) / (24 * 3600))
+}
+
 /// A step in words.
 fn meaning(kind: &str, step: &str) -> &'static str {
     match (kind, step) {
@@ -421,6 +444,26 @@ mod tests {
             "done    from 2026-12-22T13:00:00Z   the old key is retired\n",
         ] {
             assert!(text.contains(part), "{part:?} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn the_days_of_the_wait_are_those_between_its_dates() {
+        let mut shown = rotation("publish");
+        assert_eq!(days_of_wait(&shown), None);
+        for (wait, done, days) in [
+            ("2026-11-22T13:00:00.000Z", "2026-12-22T13:00:00.000Z", 30),
+            ("2026-11-22T13:00:00.000Z", "2026-12-22T12:59:59.999Z", 29),
+            ("2026-11-22T13:00:00.000Z", "2026-11-22T13:00:00.000Z", 0),
+        ] {
+            let step = |step: &str, at: &str| RotationStepView {
+                step: step.into(),
+                at: at.into(),
+                has_begun: false,
+            };
+            shown.steps = vec![step("wait", wait), step("done", done)];
+
+            assert_eq!(days_of_wait(&shown), Some(days), "{done}");
         }
     }
 
