@@ -656,6 +656,9 @@ pub struct VaultView {
     pub state: String,
     /// Whether it was sealed by hand and stays so over restarts.
     pub sealed_by_hand: bool,
+    /// While the replica that answers is sealed and asks KMS again and again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kms_wait: Option<KmsWaitView>,
     /// Shares handed in on the replica that answers, for each slot that has some.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shares: Vec<GatheredSharesView>,
@@ -669,6 +672,16 @@ pub struct VaultView {
     /// The newest rotation of the key-encryption key, under way or at its end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kek_rotation: Option<KekRotationView>,
+}
+
+/// KMS did not open the vault, and is asked again until it does.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct KmsWaitView {
+    /// The key, as the server's configuration names it.
+    pub key: String,
+    pub since: String,
+    /// Why it did not open the vault the last time.
+    pub said: String,
 }
 
 /// Keys and webhooks sealed anew under a key-encryption key.

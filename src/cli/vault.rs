@@ -18,7 +18,7 @@ use super::failure::{Exit, Failure};
 use super::hardening::harden;
 use super::text::{Fields, moment, plain};
 use crate::api::{
-    KekRotationView, KmsSlot, PassphraseReplace, SlotCreate, SlotView, UnsealRequest, VaultView,
+    KekRotationView, KmsSlot, KmsWaitView, PassphraseReplace, SlotCreate, SlotView, UnsealRequest, VaultView,
 };
 use crate::client::Client;
 use crate::vault::{KeyFile, ShareCount};
@@ -269,6 +269,7 @@ fn fields(vault: &VaultView) -> String {
     Fields::default()
         .with("state", &vault.state)
         .with("sealed by hand", if vault.sealed_by_hand { "yes" } else { "no" })
+        .with_some("waits for", vault.kms_wait.as_ref().map(kms_wait))
         .with_all("slots", vault.slots.iter().map(slot_line))
         .with_some("shares", shares::progress(vault))
         .with("opens by", words::opens_by(&vault.slots))
@@ -278,6 +279,11 @@ fn fields(vault: &VaultView) -> String {
         .with_some("rotation", vault.kek_rotation.as_ref().map(rotation))
         .with_all("damaged", damaged(vault))
         .text()
+}
+
+fn kms_wait(wait: &KmsWaitView) -> String {
+    let KmsWaitView { key, since, said } = wait;
+    format!("KMS to open it with {}, asked since {}: {}", plain(key), moment(since), plain(said))
 }
 
 fn sealed_with(vault: &VaultView) -> String {

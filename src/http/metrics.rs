@@ -97,6 +97,11 @@ pub const METRICS: &[Metric] = &[
         "Signatures found that no leaf of the log accounts for",
     ),
     gauge("narvault_vault_open", &[], "1 if the vault is open on this replica, 0 if it is sealed"),
+    gauge(
+        "narvault_vault_waiting_for_kms",
+        &[],
+        "1 while this replica is sealed and asks KMS again and again to open the vault",
+    ),
     counter(
         "narvault_webhook_deliveries_total",
         &["outcome"],

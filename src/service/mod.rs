@@ -103,7 +103,8 @@ pub use takedown::{
 pub use tokens::{IssuedToken, TokenQuery, TokenRequest, Whoami};
 pub use uploads::{NewPart, UploadDetails, WholeFile};
 pub use vault::{
-    Configured, Fitting, Slot, TrialError, Tried, Unseal, VaultRows, VaultSecret, VaultSettings, VaultStatus,
+    Configured, Fitting, KmsWait, Slot, TrialError, Tried, Unseal, VaultRows, VaultSecret, VaultSettings,
+    VaultStatus,
 };
 pub use webhooks::{EventKind, NewWebhook, WebhookChange, WebhookId};
 

@@ -7,7 +7,8 @@ mod configured;
 mod trial;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::json;
@@ -42,8 +43,10 @@ pub struct VaultSettings {
 pub(super) struct Door {
     pub settings: VaultSettings,
     pub kms: Kms,
-    /// Whether KMS did not open the vault at start, and may later.
-    kms_awaited: AtomicBool,
+    /// What KMS said when it did not open the vault, and may later.
+    kms_said: Mutex<Option<String>>,
+    /// While it is asked again.
+    kms_wait: Mutex<Option<KmsWait>>,
     /// The seal epoch at which this replica opened the vault.
     opened_at: AtomicI64,
     /// One opening at a time: each may take a second and 256 MiB. A rotation of the root key holds it, too.
@@ -58,7 +61,8 @@ impl Door {
         Self {
             kms: Kms::new(settings.kms.clone()),
             settings,
-            kms_awaited: AtomicBool::new(false),
+            kms_said: Mutex::default(),
+            kms_wait: Mutex::default(),
             opened_at: AtomicI64::new(NEVER),
             opening: tokio::sync::Mutex::default(),
             behind: Behind::default(),
@@ -68,15 +72,36 @@ impl Door {
 
     /// Takes note of what may pass by itself.
     fn note_kms(&self, error: &Error) {
-        if matches!(error, Error::Kms(error) if error.may_pass()) {
-            self.kms_awaited.store(true, Ordering::Release);
+        if let Error::Kms(error) = error
+            && error.may_pass()
+        {
+            *lock(&self.kms_said) = Some(causes(error));
         }
     }
 
-    /// The key to ask for again, if KMS did not open the vault at start.
-    fn awaited_kms(&self) -> Option<KmsKeyId> {
-        self.settings.kms.key_id.clone().filter(|_| self.kms_awaited.load(Ordering::Acquire))
+    /// The key to ask for again, if KMS did not open the vault at start, and what it said.
+    fn awaited_kms(&self) -> Option<(KmsKeyId, String)> {
+        self.settings.kms.key_id.clone().zip(lock(&self.kms_said).clone())
     }
+
+    /// What is asked of KMS again and again, if it is.
+    pub fn kms_wait(&self) -> Option<KmsWait> {
+        lock(&self.kms_wait).clone()
+    }
+}
+
+/// KMS is asked again and again until it opens the vault.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KmsWait {
+    /// As the configuration names it.
+    pub key: String,
+    pub since: Timestamp,
+    /// Why it did not open the vault the last time.
+    pub said: String,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What is tried to open the vault.
@@ -134,6 +159,8 @@ pub struct VaultStatus {
     pub open: bool,
     /// Sealed by hand, and so over restarts, on every replica.
     pub sealed_by_hand: bool,
+    /// On this replica, while it is sealed because KMS does not open the vault. For administrators.
+    pub kms_wait: Option<KmsWait>,
     /// Shares handed in on this replica, for each slot that has some. For administrators; empty for others.
     pub shares: Vec<GatheredShares>,
     /// Which root key the slots wrap, and with which key-encryption key everything new is sealed.
@@ -161,8 +188,10 @@ impl Service {
     pub async fn vault_status(&self, call: &Call) -> Result<VaultStatus> {
         let mut connection = self.inner.db.read().await?;
         let row = cluster::read(&mut connection).await?.ok_or(Error::NotFound("vault"))?;
-        let (mut slots, mut shares) = (Vec::new(), Vec::new());
+        let (mut slots, mut shares, mut kms_wait) = (Vec::new(), Vec::new(), None);
         if call.caller.require(&Action::Administer).is_ok() {
+            // One that was opened otherwise notices at the next try.
+            kms_wait = self.inner.door.kms_wait().filter(|_| !self.is_open());
             slots = vault::slots(&mut connection).await?;
             shares = self.inner.door.gathered.shown(row.seal_epoch, self.inner.clock.now());
         }
@@ -173,9 +202,15 @@ impl Service {
             versions: row.versions,
             rows_behind: u64::try_from(rows_behind).unwrap_or(0),
             kek_rotation: kek_rotations::newest(&mut connection).await?.map(KekRotation::of),
+            kms_wait,
             shares,
             slots: slots.into_iter().map(|(slot, created_at)| Slot::of(slot, created_at)).collect(),
         })
+    }
+
+    /// Whether this replica asks KMS again and again to open the vault.
+    pub fn waits_for_kms(&self) -> bool {
+        !self.is_open() && self.inner.door.kms_wait().is_some()
     }
 
     /// Seals every replica until somebody unseals it; this one at once, the others within a second.

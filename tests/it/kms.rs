@@ -35,6 +35,20 @@ pub async fn signs(server: &TestServer, name: &str) -> TestPath {
     path
 }
 
+/// The value of a metric without labels.
+async fn metric(server: &TestServer, name: &str) -> String {
+    let metrics = server.http().get("/metrics").await;
+    let line = metrics.text().lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
+    line.unwrap_or_else(|| panic!("no {name} in {}", metrics.text())).to_owned()
+}
+
+/// `narvault check` on the server's host.
+async fn check(server: &TestServer, settings: &[(&'static str, String)]) -> Ended {
+    let mut command = server.site.command(&borrowed(settings));
+    command.arg("check");
+    Ended::of(command).await
+}
+
 async fn add_passphrase(server: &TestServer) -> SlotView {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("passphrase");
@@ -92,8 +106,24 @@ on_each_kms! {
         assert!(refused.to_string().contains("KMS cannot answer now"), "{refused}");
         let log = server.process().stderr();
         assert!(log.contains("KMS cannot answer now: status 503") && log.contains("KMS is asked again"), "{log}");
+        // Whoever looks sees what is waited for.
+        let wait = status(&server).await.kms_wait.expect("nothing is waited for");
+        assert_eq!(wait.key, key);
+        let why = "KMS cannot answer now: status 503";
+        assert!(wait.said.starts_with(why), "{}", wait.said);
+        let words = server.narvault(["vault", "status"]).await.stdout;
+        let line = words.lines().find(|line| line.starts_with("waits for:")).expect("no such line");
+        assert!(line.contains(&key) && line.contains(why), "{line}");
+        assert_eq!(metric(&server, "narvault_vault_waiting_for_kms").await, "1");
+        let checked = check(&server, &settings).await;
+        assert!(checked.code != Some(0) && checked.stdout.contains("is sealed and asks again"), "{}", checked.stdout);
+        let stranger = server.http().get("/readyz").await;
+        assert!(!stranger.text().contains(&key), "{}", stranger.text());
         kms.set_mood(Mood::Open);
         open(&server).await;
+        until("the waiting to end", async || status(&server).await.kms_wait.is_none().then_some(())).await;
+        assert_eq!(metric(&server, "narvault_vault_waiting_for_kms").await, "0");
+        assert!(!server.narvault(["vault", "status"]).await.stdout.contains("waits for"));
         signs(&server, "after").await;
         server.stop().await;
     }

@@ -240,6 +240,7 @@ mod tests {
         let mut vault = VaultView {
             state: "sealed".into(),
             sealed_by_hand: false,
+            kms_wait: None,
             shares: vec![set],
             slots: Vec::new(),
             root_version: 1,

@@ -418,6 +418,7 @@ fn examples() -> BTreeMap<&'static str, Value> {
             value(&VaultView {
                 state: "open".into(),
                 sealed_by_hand: false,
+                kms_wait: None,
                 shares: Vec::new(),
                 slots: vec![slot()],
                 root_version: 1,
@@ -427,6 +428,14 @@ fn examples() -> BTreeMap<&'static str, Value> {
             }),
         ),
         ("KekRotationView", value(&kek_rotation())),
+        (
+            "KmsWaitView",
+            value(&KmsWaitView {
+                key: "alias/narvault".into(),
+                since: "2026-11-22T13:10:00.000Z".into(),
+                said: "KMS cannot answer now: status 503".into(),
+            }),
+        ),
         (
             "RootRotate",
             value(&RootRotate {

@@ -10,12 +10,12 @@ use super::extract::{Anyone, Holder, Named, Result, Unread};
 use super::refusals::{Conflicts, KmsAway, Limited, Sealed, ToSome, Unknown, WithBody};
 use crate::access::Action;
 use crate::api::{
-    GatheredSharesView, HandedInView, KekRotationView, PassphraseReplace, RootRotate, ShareCount, SlotAdded,
-    SlotCreate, SlotView, UnsealRequest, VaultView,
+    GatheredSharesView, HandedInView, KekRotationView, KmsWaitView, PassphraseReplace, RootRotate,
+    ShareCount, SlotAdded, SlotCreate, SlotView, UnsealRequest, VaultView,
 };
 use crate::http::App;
 use crate::service::{
-    AddedSlot, GatheredShares, GivenSecret, KekRotation, NewRootRequest, NewSlot, PassphraseChange,
+    AddedSlot, GatheredShares, GivenSecret, KekRotation, KmsWait, NewRootRequest, NewSlot, PassphraseChange,
     Rejection, Slot, SlotId, Unseal, VaultStatus,
 };
 
@@ -252,6 +252,7 @@ fn view(status: VaultStatus) -> VaultView {
     VaultView {
         state: if status.open { "open" } else { "sealed" }.to_owned(),
         sealed_by_hand: status.sealed_by_hand,
+        kms_wait: status.kms_wait.map(kms_wait_view),
         shares: status.shares.into_iter().map(shares_view).collect(),
         slots: status.slots.into_iter().map(slot_view).collect(),
         root_version: status.versions.root,
@@ -259,6 +260,10 @@ fn view(status: VaultStatus) -> VaultView {
         rows_behind: status.rows_behind,
         kek_rotation: status.kek_rotation.map(kek_rotation_view),
     }
+}
+
+fn kms_wait_view(wait: KmsWait) -> KmsWaitView {
+    KmsWaitView { key: wait.key, since: wait.since.rfc3339(), said: wait.said }
 }
 
 fn kek_rotation_view(rotation: KekRotation) -> KekRotationView {

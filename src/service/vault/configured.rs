@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::trial::{TrialError, kms_secret};
-use super::{Opening, VaultSettings, causes, unlock_failed};
+use super::{KmsWait, Opening, VaultSettings, causes, lock, unlock_failed};
 use crate::db::{cluster, vault};
 use crate::kms::{CALL_MAX, KmsError, KmsKeyId};
 use crate::service::{Call, Error, Rejection, Result, Service};
@@ -110,8 +110,15 @@ impl Service {
 
     /// Where KMS was not there at start, or not willing, asks it again and again until the vault is open.
     pub(in crate::service) async fn kms_waiter(self) {
-        let Some(key) = self.inner.door.awaited_kms() else { return };
+        let Some((key, said)) = self.inner.door.awaited_kms() else { return };
         tracing::warn!(kms.key = %key, "KMS is asked again until the vault is open");
+        let wait = KmsWait { key: key.to_string(), since: self.inner.clock.now(), said };
+        *lock(&self.inner.door.kms_wait) = Some(wait);
+        self.wait_for_kms(&key).await;
+        *lock(&self.inner.door.kms_wait) = None;
+    }
+
+    async fn wait_for_kms(&self, key: &KmsKeyId) {
         let (mut pause, mut told) = (PAUSE_MIN, String::new());
         loop {
             tokio::select! {
@@ -121,13 +128,16 @@ impl Service {
             pause = (pause * 2).min(PAUSE_MAX);
             let asked = tokio::select! {
                 () = self.inner.stop.cancelled() => return,
-                asked = self.ask_kms_again(&key) => asked,
+                asked = self.ask_kms_again(key) => asked,
             };
             match asked {
                 Err(Error::Kms(error)) if error.may_pass() => {
                     let text = causes(&error);
                     if text != told {
                         tracing::warn!(kms.key = %key, error = text, "still sealed: KMS does not open the vault");
+                        if let Some(wait) = &mut *lock(&self.inner.door.kms_wait) {
+                            wait.said.clone_from(&text);
+                        }
                         told = text;
                     }
                 }
