@@ -17,6 +17,7 @@ use crate::tlog::leaf::{Event, Leaf};
 use crate::vault::Sealed;
 
 mod compromise;
+mod cuts;
 mod realisations;
 mod succession;
 
