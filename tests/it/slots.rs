@@ -1,7 +1,11 @@
 //! What opens the vault can be added to and taken away while the server serves, and the last of it stays.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use narvault::api::{SlotView, VaultView};
 
+use crate::support::client::TestPath;
 use crate::support::database::on_each_database;
 use crate::support::server::{Ended, TestServer};
 
@@ -76,6 +80,59 @@ on_each_database! {
         }
         let audit = server.narvault(["audit", "list", "--action", "vault-passphrase-change", "--json"]).await.stdout;
         assert!(audit.contains(&before.id) && audit.contains(&after.id), "{audit}");
+        server.stop().await;
+    }
+
+    async fn pushes_do_not_notice_that_slots_and_passphrases_change(server: TestServer) {
+        let folder = tempfile::tempdir().unwrap();
+        let [former, new] = ["former", "new"].map(|name| {
+            let file = folder.path().join(name);
+            std::fs::write(&file, format!("correct {name} battery staple\n")).unwrap();
+            file
+        });
+        let key_file = folder.path().join("vault.key");
+        std::fs::write(&key_file, [7; 32]).unwrap();
+        std::fs::set_permissions(&key_file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let alice = server.token("alice", &["push:main"]).await.http;
+        let done = Arc::new(AtomicBool::new(false));
+        let pushers = (0..2).map(|pusher| {
+            let (alice, done) = (alice.clone(), done.clone());
+            tokio::spawn(async move {
+                let mut pushed = Vec::new();
+                while !done.load(Ordering::Relaxed) {
+                    let path = TestPath::new("path", format!("{pusher} {}", pushed.len()));
+                    // Panics on any other answer than that it was published.
+                    alice.push("main", &path).await;
+                    pushed.push(path);
+                }
+                pushed
+            })
+        });
+        let pushers: Vec<_> = pushers.collect();
+
+        let passphrase: SlotView = json(&add(&server, "--passphrase-file", &former).await);
+        let files = ["--former-file", former.to_str().unwrap(), "--new-file", new.to_str().unwrap()];
+        let change = [&["vault", "passphrase", "change", "--json"][..], &files].concat();
+        let changed: SlotView = json(&server.narvault(change).await);
+        let file: SlotView = json(&add(&server, "--key-file", &key_file).await);
+        let split = server.narvault(["vault", "slot", "add", "--json", "--shares", "2/3"]).await;
+        let shares: SlotView = json(&split);
+        for slot in [&changed, &file, &shares] {
+            let removed = server.narvault(["vault", "slot", "remove", &slot.id, "--yes"]).await;
+            assert_eq!(removed.code, Some(0), "{}", removed.stderr);
+        }
+
+        done.store(true, Ordering::Relaxed);
+        let mut count = 0;
+        for pusher in pushers {
+            for path in pusher.await.unwrap() {
+                let narinfo = server.http().get(&format!("/main/{}.narinfo", path.hash())).await;
+                assert!(narinfo.assert_status(200).text().contains("\nSig: "), "{}", narinfo.text());
+                count += 1;
+            }
+        }
+        assert!(count > 20, "{count} pushes are too few to notice anything");
+        assert_ne!(passphrase.id, changed.id);
         server.stop().await;
     }
 
