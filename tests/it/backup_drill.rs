@@ -5,9 +5,11 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::kms::PASSPHRASE;
 use crate::recover::{everything_is_published, narinfo, recover};
 use crate::support::client::TestPath;
 use crate::support::database::DatabaseKind;
+use crate::support::nix::require_nix;
 use crate::support::server::{Backend, Ended, Site, TestServer};
 
 async fn run(site: &Site, arguments: &[&str]) -> Value {
@@ -153,4 +155,57 @@ async fn a_machine_is_replaced_from_the_backup_in_its_bucket() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_machine_with_postgres_is_replaced_from_the_backup_in_its_bucket() {
     replaced_from_the_bucket(Backend::POSTGRES_REAL_S3).await;
+}
+
+/// Stock Nix pushed before and pulls after, from a server that is opened by somebody who knows a passphrase.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nix_pulls_from_the_replacement_that_a_passphrase_has_opened() {
+    let nix = require_nix!();
+    let server = TestServer::spawn(Backend::SQLITE_DISK, &[]).await.unwrap();
+    let safe = tempfile::tempdir().unwrap();
+    let passphrase = safe.path().join("passphrase").display().to_string();
+    std::fs::write(&passphrase, PASSPHRASE).unwrap();
+    let add = ["vault", "slot", "add", "--passphrase-file", passphrase.as_str()];
+    assert_eq!(server.narvault(add).await.code, Some(0));
+    let alice = nix.machine();
+    alice.log_in(&server.token("alice", &["push:main"]).await.text);
+    let library = alice.add_text("library", "nothing else", &[]).await;
+    let tool = alice.add_text("tool", "uses", &[&library]).await;
+    alice.push(&server.push_url("main"), &[&tool]).await.success();
+    let (file, key) = (safe.path().join("narvault.backup").display().to_string(), server.public_key.clone());
+    run(&server.site, &["backup", &file]).await;
+
+    // The key file burns as well. What somebody knows is enough.
+    let moved = server
+        .restart_elsewhere(DatabaseKind::Sqlite, async |site: &Site| {
+            std::fs::remove_file(site.data().join("vault.key")).unwrap();
+            let with = ["--passphrase-file", passphrase.as_str()];
+            run(site, &[&["backup", "verify", &file][..], &with].concat()).await;
+            run(site, &[&["restore", &file][..], &with].concat()).await;
+            assert_eq!(recover(site).await.code, Some(0));
+        })
+        .await;
+
+    let server = moved.unwrap();
+    let url = server.pull_url("main");
+    let puller = || {
+        let mut machine = nix.machine();
+        machine.trust(&key);
+        machine
+    };
+    // Reads need no vault.
+    assert_eq!(server.admin().vault().await.unwrap().state, "sealed");
+    puller().pull(&url, &[&library, &tool]).await.success();
+    let unseal = ["vault", "unseal", "--passphrase-file", passphrase.as_str()];
+    assert_eq!(server.narvault(unseal).await.code, Some(0));
+    let bob = nix.machine();
+    bob.log_in(&server.token("bob", &["push:main"]).await.text);
+    let more = bob.add_text("more", "later", &[]).await;
+    bob.push(&server.push_url("main"), &[&more]).await.success();
+    let carol = puller();
+    carol.pull(&url, &[&tool, &more]).await.success();
+    assert_eq!(carol.nar(&tool).await, alice.nar(&tool).await);
+    let verify = carol.run_bare("nix", ["store", "verify", "--store", &url, &tool, &more]).await;
+    verify.success();
+    server.stop().await;
 }
