@@ -15,20 +15,45 @@ use crate::support::kms::TestKms;
 use crate::support::server::{Backend, Ended, Site, TestServer};
 use crate::support::until;
 
+const RUNBOOK: &str = include_str!("../../docs/runbook.md");
+
+/// What every page ends with.
+const AT_THE_END: [&str; 2] = ["narvault audit list", "narvault log verify"];
+
+/// Commands within sentences that no test of this file runs, and why.
+const NOT_RUN: &[(&str, &str)] = &[
+    ("narvault login", "the readers of these pages were logged in before, as it says"),
+    ("narvault doctor", "it looks at a Nix, and at its memory: `doctor.rs`"),
+    ("--option narinfo-cache-positive-ttl 0", "an option of Nix: `narinfo_trap.rs`"),
+    ("admin claim", "the name of a command that \"A lost administrator\" runs"),
+    ("admin add-passphrase", "the name of a command that \"A server that shares open\" runs"),
+];
+
 /// The command blocks of each page, by its title.
 fn pages() -> BTreeMap<String, Vec<String>> {
-    let text = include_str!("../../docs/runbook.md");
-    let mut pages: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for page in text.split("\n## ").skip(1) {
-        let (title, rest) = page.split_once('\n').unwrap();
-        let blocks = rest.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap().to_owned());
-        pages.insert(title.to_owned(), blocks.collect());
-    }
-    pages
+    let blocks = |text: &str| {
+        let blocks = text.split("```sh\n").skip(1);
+        blocks.map(|block| block.split("```").next().unwrap().to_owned()).collect()
+    };
+    texts().into_iter().map(|(title, text)| (title, blocks(&text))).collect()
+}
+
+/// The text of each page, by its title.
+fn texts() -> BTreeMap<String, String> {
+    let pages = RUNBOOK.split("\n## ").skip(1).map(|page| page.split_once('\n').unwrap());
+    pages.map(|(title, text)| (title.to_owned(), text.to_owned())).collect()
+}
+
+/// The commands that stand within a text's sentences.
+fn inline_commands(text: &str) -> Vec<String> {
+    let sentences: Vec<&str> = text.split("```").step_by(2).collect();
+    let spans = sentences.iter().flat_map(|part| part.split('`').skip(1).step_by(2));
+    spans.filter(|span| span.contains([' ', '\n'])).map(|span| span.replace('\n', " ")).collect()
 }
 
 /// Somebody at a page of the runbook, in a shell whose folder and variables stay from block to block.
 struct Reader {
+    page: String,
     blocks: std::vec::IntoIter<String>,
     environment: Vec<(String, String)>,
     home: tempfile::TempDir,
@@ -37,7 +62,8 @@ struct Reader {
 impl Reader {
     fn of(page: &str) -> Self {
         let blocks = pages().remove(page).unwrap_or_else(|| panic!("there is no page {page:?}"));
-        Self { blocks: blocks.into_iter(), environment: Vec::new(), home: tempfile::tempdir().unwrap() }
+        let (blocks, home) = (blocks.into_iter(), tempfile::tempdir().unwrap());
+        Self { page: page.to_owned(), blocks, environment: Vec::new(), home }
     }
 
     /// An administrator of a server.
@@ -83,10 +109,31 @@ impl Reader {
         self.types(&block).await
     }
 
+    /// Runs a command that stands in a sentence of the page.
+    async fn says(&self, command: &str) -> String {
+        let text = &texts()[&self.page];
+        assert!(inline_commands(text).iter().any(|found| found == command), "{command:?} is not in {text}");
+        self.types(command).await
+    }
+
+    /// Ends a page as every page ends.
+    async fn looks_back(&self) {
+        let beginning = RUNBOOK.split("\n## ").next().unwrap();
+        for command in AT_THE_END {
+            assert!(
+                inline_commands(beginning).iter().any(|found| found == command),
+                "{command:?} is not there"
+            );
+            assert!(!self.types(command).await.is_empty(), "{command:?} says nothing");
+        }
+        self.ends();
+    }
+
     /// Turns to another page, once this one is done.
     fn turns_to(&mut self, page: &str) {
         self.ends();
         self.blocks = Self::of(page).blocks;
+        self.page = page.to_owned();
     }
 
     /// The keys that clients in this shell trust for the cache.
@@ -134,6 +181,42 @@ fn every_page_has_a_test() {
     }
 }
 
+#[test]
+fn there_is_a_page_for_each_thing_that_may_have_to_be_done() {
+    let pages = pages();
+    for title in [
+        "Planned rotation",
+        "A stolen cache key",
+        "A lost KMS key",
+        "A lost administrator",
+        "A lost machine",
+        "A stolen database",
+        "A stolen token",
+    ] {
+        assert!(pages.contains_key(title), "{title} is not among {:?}", pages.keys());
+    }
+}
+
+#[test]
+fn every_command_in_a_sentence_is_run_or_it_is_said_why_not() {
+    let tests = include_str!("runbook.rs");
+    let beginning = RUNBOOK.split("\n## ").next().unwrap().to_owned();
+    let mut seen = 0;
+    for (page, text) in texts().into_iter().chain([("the beginning".to_owned(), beginning)]) {
+        for command in inline_commands(&text) {
+            let is_run =
+                tests.contains(&format!("says({command:?})")) || AT_THE_END.contains(&command.as_str());
+            let is_excused = NOT_RUN.iter().any(|(not_run, _)| *not_run == command);
+            assert!(is_run != is_excused, "{page}: {command:?} is neither run nor excused, or both");
+            seen += 1;
+        }
+    }
+    assert!(seen > 12, "{seen}");
+    for (command, _) in NOT_RUN {
+        assert!(RUNBOOK.contains(&format!("`{command}`")), "{command:?} is in no sentence any more");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_is_replaced_as_planned() {
     let server = server().await;
@@ -141,7 +224,7 @@ async fn a_key_is_replaced_as_planned() {
     server.token("ci", &["push:main"]).await.http.push("main", &path).await;
     let old = keys(&server).await.remove(0).0;
     let mut reader = Reader::at("Planned rotation", &server).with("OLD", &old);
-    reader.types("narvault use main").await;
+    reader.says("narvault use main").await;
 
     let lines = reader.goes_on().await;
     let new = keys(&server).await.remove(1).0;
@@ -154,7 +237,7 @@ async fn a_key_is_replaced_as_planned() {
     reader.goes_on().await;
     assert!(reader.goes_on().await.contains("planned"));
     assert_eq!(reader.trusted(), std::slice::from_ref(&new));
-    reader.ends();
+    reader.looks_back().await;
 
     let expected = [(old, "retired".to_owned()), (new.clone(), "active".to_owned())];
     assert_eq!(keys(&server).await, expected);
@@ -177,6 +260,7 @@ async fn a_stolen_cache_key_signs_nothing_any_more() {
     assert!(reader.goes_on().await.contains("2 of 3"));
     reader.types("narvault use main").await;
     reader.turns_to("A stolen cache key");
+    assert!(reader.says("narvault key list main").await.contains(&stolen));
 
     reader.goes_on().await;
     reader.goes_on().await;
@@ -184,7 +268,7 @@ async fn a_stolen_cache_key_signs_nothing_any_more() {
     reader.goes_on().await;
     assert_eq!(reader.trusted(), [keys(&server).await.remove(1).0]);
     let lines = reader.goes_on().await;
-    reader.ends();
+    reader.looks_back().await;
 
     assert!(lines.contains("main-") && !lines.contains(&format!("{stolen}:")), "{lines}");
     assert_eq!(keys(&server).await[0], (stolen.clone(), "destroyed".to_owned()));
@@ -201,6 +285,7 @@ async fn a_stolen_token_dies_with_what_came_with_it() {
     alice.http.push("main", &path).await;
     let url = format!("/main/{}.narinfo", path.hash());
     let mut reader = Reader::at("A stolen token", &server).with("TOKEN_ID", &alice.id);
+    assert!(reader.says("narvault token list --contributor alice").await.contains(&alice.id));
 
     reader.goes_on().await;
     assert_eq!(alice.http.get("/push/main/nix-cache-info").await.status, 401);
@@ -208,7 +293,7 @@ async fn a_stolen_token_dies_with_what_came_with_it() {
     assert_eq!(server.http().get(&url).await.status, 404);
     assert!(reader.goes_on().await.contains(path.hash()));
     reader.goes_on().await;
-    reader.ends();
+    reader.looks_back().await;
 
     assert_eq!(server.http().get(&url).await.status, 200);
     server.stop().await;
@@ -225,8 +310,9 @@ async fn a_lost_administrator_is_replaced() {
     let said = reader.goes_on().await;
     let line = said.lines().find(|line| line.trim_start().starts_with("narvault login ")).expect("no line");
     reader.types(line).await;
+    assert!(reader.says("narvault token list --contributor admin").await.contains(&tokens[0].id));
     assert!(reader.goes_on().await.contains("admin"));
-    reader.ends();
+    reader.looks_back().await;
 
     assert!(server.admin().tokens(&Default::default()).await.is_err(), "the lost token lives");
 }
@@ -253,6 +339,9 @@ async fn a_lost_machine_is_replaced() {
 
     let server = moved.unwrap();
     narinfo(&server.http(), &path).await;
+    reader.set("NARVAULT_URL", &server.url);
+    reader.set("NARVAULT_TOKEN", server.admin_token());
+    reader.looks_back().await;
     server.stop().await;
 }
 
@@ -298,13 +387,14 @@ async fn after_a_stolen_database_its_secrets_open_nothing_that_counts() {
     let server = server().await;
     let (slot, key) = (only_slot(&server).await, keys(&server).await.remove(0).0);
     let mut reader = Reader::at("A stolen database", &server).with("SLOT", &slot).with("KEY", &key);
+    assert!(reader.says("narvault vault status").await.contains(&slot));
 
     reader.goes_on().await;
     let rotated = reader.goes_on().await;
     assert!(rotated.contains("number 2") && rotated.contains("key-encryption key 2: done"), "{rotated}");
     reader.goes_on().await;
     let new = reader.file("new.key");
-    reader.ends();
+    reader.looks_back().await;
 
     assert_ne!(only_slot(&server).await, slot);
     assert_eq!(keys(&server).await[0], (key, "compromised".to_owned()));
@@ -317,10 +407,19 @@ async fn a_lost_vault_secret_is_replaced_while_the_server_runs() {
     let slot = only_slot(&server).await;
     std::fs::remove_file(server.site.data().join("vault.key")).unwrap();
     let mut reader = Reader::at("A lost vault secret", &server).with("SLOT", &slot);
+    assert!(reader.says("narvault vault status").await.contains(&slot));
 
     reader.goes_on().await;
     let new = reader.file("new.key");
-    reader.ends();
+    // With another slot, a server that has no key file at all is opened as well.
+    let passphrase = reader.file("passphrase");
+    std::fs::write(&passphrase, PASSPHRASE).unwrap();
+    reader.set("PASSPHRASE", passphrase.to_str().unwrap());
+    reader.types("narvault vault slot add --passphrase-file \"$PASSPHRASE\"").await;
+    server.admin().vault_seal().await.unwrap();
+    let opened = reader.says("narvault vault unseal --passphrase-file \"$PASSPHRASE\"").await;
+    assert!(opened.contains("open"), "{opened}");
+    reader.looks_back().await;
 
     opens_with(server, &new).await;
 }
@@ -337,7 +436,7 @@ async fn a_lost_kms_key_is_replaced_by_way_of_the_second_slot() {
         let file = reader.file("passphrase").display().to_string();
         std::fs::write(&file, PASSPHRASE).unwrap();
         reader.set("PASSPHRASE", &file);
-        reader.types("narvault vault slot add --passphrase-file \"$PASSPHRASE\"").await;
+        reader.says("narvault vault slot add --passphrase-file \"$PASSPHRASE\"").await;
         kms.schedule_deletion(&key).await;
         server.restart_after_kill(&borrowed(&settings)).await;
         assert!(
@@ -361,7 +460,7 @@ async fn a_lost_kms_key_is_replaced_by_way_of_the_second_slot() {
             lines.contains(&format!("{new} encrypts")) && lines.contains("the configured kms opens"),
             "{lines}"
         );
-        reader.ends();
+        reader.looks_back().await;
 
         server.restart_after_kill(&borrowed(&new_settings)).await;
         assert_eq!(status(&server).await.state, "open");
@@ -404,6 +503,8 @@ async fn a_sealed_server_is_opened_by_those_who_have_shares() {
     let told = alice.goes_on().await;
     assert!(told.contains("1 of 2") && told.contains("by alice"), "{told}");
     bob.goes_on().await;
+    assert!(bob.says("narvault audit list --action vault-share").await.contains("vault-share"));
+    assert!(bob.says("narvault vault status").await.contains(&slot.id));
     assert_eq!(server.admin().vault().await.unwrap().state, "open");
     server.admin().vault_seal().await.unwrap();
     bob.set("OTHER", &share(2));
@@ -413,7 +514,7 @@ async fn a_sealed_server_is_opened_by_those_who_have_shares() {
     bob.goes_on().await;
     assert_eq!(server.admin().vault().await.unwrap().state, "open");
     bob.goes_on().await;
-    bob.ends();
+    bob.looks_back().await;
 
     let slots = server.admin().vault().await.unwrap().slots;
     assert_eq!(
