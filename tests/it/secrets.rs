@@ -1,5 +1,9 @@
 //! What must not be read by others is nowhere but where it belongs: not in files, logs, answers, or the process.
 
+use std::collections::BTreeSet;
+use std::fs::Permissions;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -10,10 +14,11 @@ use narvault::api::{
 use narvault::client::Client;
 use reqwest::Method;
 use serde_json::json;
+use tokio::process::{Child, Command};
 
 use crate::support::client::{Answer, Http, TestPath};
 use crate::support::server::{Backend, Process, Site};
-use crate::support::until;
+use crate::support::{PATIENCE, until};
 
 /// Made with `nix key generate-secret --key-name imported-1`, for nothing else.
 const SEED: [u8; 32] = *b"a seed that nobody may ever see!";
@@ -266,7 +271,7 @@ async fn with_a_passphrase_no_secret_is_anywhere() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("passphrase");
     std::fs::write(&file, PASSPHRASE).unwrap();
-    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    std::fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
     let settings = [("NARVAULT_VAULT_PASSPHRASE_FILE", file.to_str().unwrap())];
     let unseal = UnsealRequest { passphrase: Some(PASSPHRASE.to_owned()), ..UnsealRequest::default() };
 
@@ -276,37 +281,178 @@ async fn with_a_passphrase_no_secret_is_anywhere() {
     nowhere(&site, process, &secrets, None).await;
 }
 
+/// Commands that wait for a secret, each with the place where it is told where that comes from: `{}`.
+fn waiting() -> Vec<String> {
+    let lines = [
+        "key import main --file {}",
+        "vault slot add --passphrase-file {}",
+        "vault unseal --passphrase-file {}",
+        "vault unseal --share-file {}",
+        "vault passphrase change --former-file {} --new-file {}",
+        "root keygen alice --passphrase-file {}",
+        "admin add-passphrase --new-passphrase-file {} --share-file {}",
+        "backup --passphrase-file {} there",
+        "backup verify --passphrase-file {} backup",
+        "restore --passphrase-file {} backup",
+    ];
+    lines.map(str::to_owned).to_vec()
+}
+
+/// Starts a command whose secret comes from a pipe that nobody writes to yet.
+fn waits(line: &str, home: &Path, change: impl FnOnce(&mut Command)) -> std::io::Result<Child> {
+    let pipe = home.join("pipe");
+    if !pipe.exists() {
+        std::fs::write(home.join("backup"), include_bytes!("../golden/backup-v1/narvault.backup")).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o666.into(), 0).unwrap();
+        std::fs::set_permissions(&pipe, Permissions::from_mode(0o666)).unwrap();
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_narvault"));
+    change(&mut command);
+    command.args(line.replace("{}", pipe.to_str().unwrap()).split(' ')).env_clear().current_dir(home);
+    command.env("HOME", home).env("NARVAULT_URL", "http://127.0.0.1:9").env("NARVAULT_TOKEN", "nvt_none");
+    command.env("NARVAULT_DATA", home.join("data"));
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    command.spawn()
+}
+
+/// It waits for the secret, and has seen to that before.
+async fn hardened(line: &str, child: &mut Child) {
+    let limits = PathBuf::from(format!("/proc/{}/limits", child.id().unwrap()));
+    until(line, async || {
+        if let Some(status) = child.try_wait().unwrap() {
+            panic!("{line} ended with {status}");
+        }
+        let limits = std::fs::read_to_string(&limits).ok()?;
+        let core = limits.lines().find(|line| line.starts_with("Max core file size"))?;
+        (core.split_whitespace().skip(4).collect::<Vec<_>>() == ["0", "0", "bytes"]).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_command_that_is_handed_a_secret_leaves_no_core() {
     let home = tempfile::tempdir().unwrap();
-    let url = "http://127.0.0.1:9";
-    for line in [
-        "key import main --file -",
-        "vault slot add --passphrase-file -",
-        "vault unseal --passphrase-file -",
-        &format!("login {url} --claim-stdin"),
-    ] {
-        let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_narvault"))
-            .args(line.split(' '))
-            .env("HOME", home.path())
-            .env("NARVAULT_URL", url)
-            .env("NARVAULT_TOKEN", "nvt_none")
-            .stdin(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let limits = PathBuf::from(format!("/proc/{}/limits", child.id().unwrap()));
+    let by_stdin = ["key import main --file -", "login http://127.0.0.1:9 --claim-stdin"].map(str::to_owned);
+    for line in waiting().into_iter().chain(by_stdin) {
+        let mut child = waits(&line, home.path(), |_| {}).unwrap();
 
-        // It waits for the secret, and has seen to that before.
-        until(line, async || {
-            let limits = std::fs::read_to_string(&limits).ok()?;
-            let core = limits.lines().find(|line| line.starts_with("Max core file size"))?;
-            (core.split_whitespace().skip(4).collect::<Vec<_>>() == ["0", "0", "bytes"]).then_some(())
-        })
-        .await;
-
-        drop(child.stdin.take());
-        assert!(!child.wait().await.unwrap().success(), "{line}");
+        hardened(&line, &mut child).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_is_handed_a_secret_cannot_be_looked_into_by_its_own_user() {
+    let home = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(home.path(), Permissions::from_mode(0o777)).unwrap();
+    let is_root = rustix::process::geteuid().is_root();
+    for line in waiting() {
+        // Files of a process that cannot be dumped belong to root, whoever runs it: which root cannot tell.
+        let started = waits(&line, home.path(), |command| {
+            if is_root {
+                command.uid(NOBODY).gid(NOBODY);
+            }
+        });
+        let mut child = match started {
+            Err(error) if is_root && error.kind() == std::io::ErrorKind::PermissionDenied => {
+                return println!("skipped: nobody but root can run the binary");
+            }
+            started => started.unwrap(),
+        };
+
+        hardened(&line, &mut child).await;
+
+        let proc = format!("/proc/{}/environ", child.id().unwrap());
+        assert_eq!(std::fs::metadata(proc).unwrap().uid(), 0, "{line}");
+    }
+}
+
+/// Sends a signal that ends a process with a core dump, where that is not prevented: whether there was one.
+async fn dumps(child: &mut Child, signal: &str) -> bool {
+    let id = child.id().unwrap().to_string();
+    assert!(Command::new("kill").args(["-s", signal, &id]).status().await.unwrap().success());
+    let status = tokio::time::timeout(PATIENCE, child.wait()).await.expect("it did not end").unwrap();
+    assert!(status.signal().is_some(), "{status}");
+    status.core_dumped()
+}
+
+/// A command with no limit for core dumps.
+fn unlimited(program: &str) -> Command {
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", "ulimit -c unlimited && exec \"$0\" \"$@\"", program]);
+    command
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_leaves_no_core_whatever_ends_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = unlimited("/bin/sleep");
+    let mut other = command.arg("60").current_dir(folder.path()).kill_on_drop(true).spawn().unwrap();
+    until("the program to run", async || {
+        let name = std::fs::read_to_string(format!("/proc/{}/comm", other.id()?)).ok()?;
+        (name.trim() == "sleep").then_some(())
+    })
+    .await;
+    if !dumps(&mut other, "ABRT").await {
+        return println!("skipped: no process leaves a core here");
+    }
+    let site = Site::new(Backend::SQLITE_DISK).await.unwrap();
+    for signal in ["ABRT", "QUIT", "TRAP"] {
+        let as_usual = site.command(&[]);
+        let as_usual = as_usual.as_std();
+        let mut command = unlimited(env!("CARGO_BIN_EXE_narvault"));
+        command.args(["serve", "--listen", "127.0.0.1:0"]).env_clear();
+        command.envs(as_usual.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let folder = tempfile::tempdir().unwrap();
+        command.current_dir(folder.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.kill_on_drop(true);
+        let mut process = Process::ready(command).await;
+        closed(&process, &[]);
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", process.child.id().unwrap())).unwrap();
+        let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap().trim();
+
+        let dumped = dumps(&mut process.child, signal).await;
+
+        assert!(!dumped, "{signal}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "{signal}");
+        // At least the root key and the key-encryption key, a page each.
+        let pages: u64 = locked.strip_suffix(" kB").unwrap().parse().unwrap();
+        assert!(pages >= 2 * 4 || process.stderr().contains("refuses to lock memory"), "{locked}");
+    }
+}
+
+#[test]
+fn what_carries_a_secret_over_the_wire_cannot_be_printed() {
+    let mut found = BTreeSet::new();
+    for (name, text) in [
+        ("api/mod.rs", include_str!("../../src/api/mod.rs")),
+        ("api/webhooks.rs", include_str!("../../src/api/webhooks.rs")),
+    ] {
+        for before in text.split("\npub struct ").collect::<Vec<_>>().windows(2) {
+            let [before, after] = before else { unreachable!("windows of two") };
+            let (item, _) = after.split_once("\n}").unwrap_or((after, ""));
+            let secrets = ["claim", "token", "import", "passphrase", "passphrases", "key_file", "key_files"];
+            let more = ["former", "new", "share", "share_texts", "secret"];
+            let is_secret = |line: &str| {
+                let field = line.trim().strip_prefix("pub ").and_then(|line| line.split_once(": "));
+                field.is_some_and(|(field, of)| {
+                    let is_text = of.contains("String")
+                        && !item.starts_with("PathQuery")
+                        && !item.starts_with("AuditQuery");
+                    is_text && (secrets.contains(&field) || more.contains(&field))
+                })
+            };
+            if item.lines().any(is_secret) {
+                let attributes = before.rsplit("\n}\n").next().unwrap();
+                assert!(!attributes.contains("Debug"), "{name}: {}", item.lines().next().unwrap());
+                found.insert(item.split([' ', '<']).next().unwrap().to_owned());
+            }
+        }
+    }
+    for known in ["ClaimRequest", "TokenIssued", "KeyCreate", "RootRotate", "SlotAdded", "UnsealRequest"] {
+        assert!(found.contains(known), "{known} is not among {found:?}");
+    }
+}
+
+/// A user that owns nothing.
+const NOBODY: u32 = 65_534;
