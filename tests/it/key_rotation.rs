@@ -79,6 +79,15 @@ async fn all_is_logged(server: &TestServer, paths: &[TestPath], signers: usize) 
 
 /// Key and signature of every leaf of a path's signature, as the log is published.
 async fn signed_leaves(server: &TestServer) -> Vec<(String, [u8; 64])> {
+    let signed = leaves(server).await.into_iter().filter_map(|leaf| match leaf.event {
+        Event::Sign(signed) | Event::Resign(signed) => Some((signed.key.to_string(), signed.sig.0)),
+        _ => None,
+    });
+    signed.collect()
+}
+
+/// Every leaf, as the log is published.
+pub async fn leaves(server: &TestServer) -> Vec<Leaf> {
     let checkpoint =
         String::from_utf8(server.admin().log_file("checkpoint").await.unwrap().unwrap()).unwrap();
     let size: u64 = checkpoint.lines().nth(1).unwrap().parse().unwrap();
@@ -86,11 +95,8 @@ async fn signed_leaves(server: &TestServer) -> Vec<(String, [u8; 64])> {
     for index in 0..size.div_ceil(u64::from(TILE_WIDTH)) {
         let tile = Tile::in_tree(TileKind::Entries, index, size).unwrap();
         let bytes = server.admin().log_file(&tile.to_string()).await.unwrap().unwrap();
-        for leaf in bundle::decode(&bytes, tile.width()).unwrap() {
-            if let Event::Sign(signed) | Event::Resign(signed) = Leaf::parse(leaf).unwrap().event {
-                found.push((signed.key.to_string(), signed.sig.0));
-            }
-        }
+        let leaves = bundle::decode(&bytes, tile.width()).unwrap();
+        found.extend(leaves.into_iter().map(|leaf| Leaf::parse(leaf).unwrap()));
     }
     found
 }

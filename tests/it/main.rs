@@ -12,6 +12,7 @@ mod first_run;
 mod flow;
 mod hooks;
 mod isolation;
+mod key_ends;
 mod key_rotation;
 mod kms;
 mod kms_rows;
