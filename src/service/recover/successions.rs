@@ -142,17 +142,27 @@ mod tests {
     use super::*;
     use crate::db::testing::{TestDb, on_each_database};
     use crate::service::testing::TestService;
-    use crate::service::{Call, KeySource};
+    use crate::service::{Call, KeySource, NewCache};
     use crate::succession::testing::{TestKey, planned, roots, signed};
     use crate::succession::{CacheRef, Statement};
 
     /// A server whose cache has the key of a test, and the cache's row.
     async fn server(test: &TestDb) -> (TestService, CacheRow) {
         let server = TestService::start(test).await;
-        let name = "main".parse().unwrap();
+        // A cache of its own: of a key that came beside another one, something would be told already.
+        let new = NewCache {
+            name: "told".parse().unwrap(),
+            public: true,
+            priority: None,
+            prefix: None,
+            upstreams: None,
+            upstream_paths: None,
+            undeclared_references: None,
+        };
+        server.service.create_cache(&Call::host(), &new).await.unwrap();
         let source = KeySource::import(&TestKey::named("main-1").nix_secret()).unwrap();
-        server.service.create_key(&Call::host(), &name, &source).await.unwrap();
-        let cache = CacheRow::clone(&server.service.existing_cache(&name).await.unwrap());
+        server.service.create_key(&Call::host(), &new.name, &source).await.unwrap();
+        let cache = CacheRow::clone(&server.service.existing_cache(&new.name).await.unwrap());
         (server, cache)
     }
 
