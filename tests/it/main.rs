@@ -13,6 +13,7 @@ mod flow;
 mod hooks;
 mod isolation;
 mod key_ends;
+mod key_nix;
 mod key_rotation;
 mod kms;
 mod kms_rows;
