@@ -221,7 +221,7 @@ impl AnyConnectionBackend for Connection {
 
     fn close(self: Box<Self>) -> BoxFuture<'static, sqlx::Result<()>> {
         // The last one to close writes the log back into the database.
-        async move { aside(true, || self.inner.close()).map_err(|(_, error)| failed(error)) }.boxed()
+        async move { aside(true, || self.inner.close().map_err(|(_, error)| failed(error))) }.boxed()
     }
 
     fn close_hard(self: Box<Self>) -> BoxFuture<'static, sqlx::Result<()>> {
