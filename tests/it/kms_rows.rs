@@ -2,7 +2,7 @@
 
 use narvault::api::{SlotView, VaultView};
 use serde_json::{Value, json};
-use sqlx::{AnyConnection, AssertSqlSafe, Connection as _, Row as _};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _, SqliteConnection};
 
 use crate::kms::{borrowed, signs, status};
 use crate::support::database::DatabaseKind;
@@ -11,24 +11,29 @@ use crate::support::server::{Ended, Site, TestServer};
 
 /// A statement on the server's own rows, as whoever writes to the database would run it.
 async fn execute(site: &Site, statement: String) {
-    let mut connection = connect(site).await;
-    let done = sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await.unwrap();
-    assert_eq!(done.rows_affected(), 1);
-    connection.close().await.unwrap();
-}
-
-async fn connect(site: &Site) -> AnyConnection {
-    sqlx::any::install_default_drivers();
-    let embedded = format!("sqlite://{}", site.data().join("narvault.db").display());
-    AnyConnection::connect(&site.database_url().unwrap_or(embedded)).await.unwrap()
+    let query = AssertSqlSafe(statement);
+    let changed = match site.database_url() {
+        Some(url) => sqlx::query(query).execute(&mut postgres(&url).await).await.unwrap().rows_affected(),
+        None => sqlx::query(query).execute(&mut embedded(site).await).await.unwrap().rows_affected(),
+    };
+    assert_eq!(changed, 1);
 }
 
 async fn params(site: &Site, slot: &str) -> String {
-    let mut connection = connect(site).await;
-    let statement = format!("SELECT params FROM vault_slots WHERE id = '{slot}'");
-    let row = sqlx::query(AssertSqlSafe(statement)).fetch_one(&mut connection).await.unwrap();
-    connection.close().await.unwrap();
-    row.get(0)
+    let query = AssertSqlSafe(format!("SELECT params FROM vault_slots WHERE id = '{slot}'"));
+    match site.database_url() {
+        Some(url) => sqlx::query(query).fetch_one(&mut postgres(&url).await).await.unwrap().get(0),
+        None => sqlx::query(query).fetch_one(&mut embedded(site).await).await.unwrap().get(0),
+    }
+}
+
+async fn postgres(url: &str) -> PgConnection {
+    PgConnection::connect(url).await.unwrap()
+}
+
+async fn embedded(site: &Site) -> SqliteConnection {
+    let url = format!("sqlite://{}", site.data().join("narvault.db").display());
+    SqliteConnection::connect(&url).await.unwrap()
 }
 
 async fn set_params(site: &Site, slot: &str, params: &str) {
