@@ -25,6 +25,8 @@ const NOT_RUN: &[(&str, &str)] = &[
     ("narvault login", "the readers of these pages were logged in before, as it says"),
     ("narvault doctor", "it looks at a Nix, and at its memory: `doctor.rs`"),
     ("--option narinfo-cache-positive-ttl 0", "an option of Nix: `narinfo_trap.rs`"),
+    ("ready, read-only", "no command, but what `/readyz` answers: `recover.rs`"),
+    ("narvault storage scrub", "it looks at rows and bucket: `scrub.rs`"),
     ("admin claim", "the name of a command that \"A lost administrator\" runs"),
     ("admin add-passphrase", "the name of a command that \"A server that shares open\" runs"),
 ];
