@@ -375,10 +375,10 @@ async fn dumps(child: &mut Child, signal: &str) -> bool {
     status.core_dumped()
 }
 
-/// A command with no limit for core dumps.
+/// A command with no limit for core dumps, that QUIT ends also where whoever runs the tests ignores it.
 fn unlimited(program: &str) -> Command {
     let mut command = Command::new("/bin/sh");
-    command.args(["-c", "ulimit -c unlimited && exec \"$0\" \"$@\"", program]);
+    command.args(["-c", "ulimit -c unlimited && exec env --default-signal=QUIT \"$0\" \"$@\"", program]);
     command
 }
 
