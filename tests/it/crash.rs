@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use crate::support::client::{Http, TestPath};
 use crate::support::server::{Backend, Ended, StorageKind, TestServer};
-use crate::support::{until, variable};
+use crate::support::{no_temporary_file, until, variable};
 
 /// Paths in one round.
 const PATHS: usize = 20;
@@ -180,8 +180,7 @@ async fn a_crash_loses_nothing_acknowledged_and_shows_nothing_partial(backend: B
         }
     }
     if backend.storage == StorageKind::Disk {
-        let temporary = server.site.data().join("storage/_narvault/tmp");
-        assert_eq!(std::fs::read_dir(temporary).unwrap().count(), 0, "left from before");
+        no_temporary_file(&server.site.data().join("storage")).await;
     }
     let stored = nothing_partial(&storage).await;
     orphans_are_listed(&server, &alice, &stored).await;

@@ -16,7 +16,7 @@ use url::Url;
 use crate::support::chaos::{Call, Chaos, Fault};
 use crate::support::client::{Http, TestPath};
 use crate::support::server::{Backend, Process, Site, TestServer};
-use crate::support::until;
+use crate::support::{no_temporary_file, until};
 
 /// A connection between two machines, which can be cut and mended: while it is cut, nobody gets through.
 struct Wire {
@@ -366,7 +366,7 @@ async fn a_full_disk_refuses_what_does_not_fit_and_the_server_goes_on() {
 
     nowhere(&server.http(), &large).await;
     alice.put_narinfo("main", &large).await.assert_refused(422, "was not uploaded to this cache");
-    assert_eq!(std::fs::read_dir(mount.folder.join("storage/_narvault/tmp")).unwrap().count(), 0);
+    no_temporary_file(&mount.folder.join("storage")).await;
     whole(&server.http(), &before).await;
     alice.push("main", &after).await;
     whole(&server.http(), &after).await;

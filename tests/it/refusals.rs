@@ -12,19 +12,21 @@ use reqwest::header::HeaderName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::support::PATIENCE;
 use crate::support::client::{Answer, Http, TestPath, Token, lines};
 use crate::support::server::{Backend, TestServer};
+use crate::support::{PATIENCE, no_temporary_file};
 
 async fn server() -> TestServer {
     TestServer::start(Backend::SQLITE_DISK).await.unwrap()
 }
 
 /// Every object of a cache in the storage folder, but for what the server writes by itself.
-fn objects(server: &TestServer) -> Vec<String> {
+async fn objects(server: &TestServer) -> Vec<String> {
+    let storage = server.site.data().join("storage");
+    no_temporary_file(&storage).await;
     let mut found = Vec::new();
-    visit(&server.site.data().join("storage"), &mut found);
-    let own = ["/nix-cache-info", "/_narvault/cluster", "/_log/"];
+    visit(&storage, &mut found);
+    let own = ["/nix-cache-info", "/_narvault/cluster", "/_narvault/tmp/", "/_log/"];
     found.retain(|name| !own.iter().any(|own| name.contains(own)));
     found
 }
@@ -38,7 +40,7 @@ fn visit(folder: &Path, found: &mut Vec<String>) {
 
 /// Nothing came of what was refused, and a good push goes on as if nothing had been.
 async fn nothing_happened(server: &TestServer, pusher: &Http) {
-    assert_eq!(objects(server), [""; 0]);
+    assert_eq!(objects(server).await, [""; 0]);
     assert!(server.admin().paths("main", &PathQuery::default()).await.unwrap().items.is_empty());
     let good = TestPath::new("good", "after all the bad ones");
     pusher.push("main", &good).await;
@@ -260,7 +262,8 @@ async fn a_malformed_or_untrue_narinfo_is_refused_and_publishes_nothing() {
         server.http().get(&format!("/main/{}", path.nar_url())).await.assert_refused(404, "no such object");
     }
 
-    assert!(objects(&server).iter().all(|name| name.ends_with(&path.nar_url())), "{:?}", objects(&server));
+    let objects = objects(&server).await;
+    assert!(objects.iter().all(|name| name.ends_with(&path.nar_url())), "{objects:?}");
     assert!(server.admin().paths("main", &PathQuery::default()).await.unwrap().items.is_empty());
     alice.put_narinfo("main", &path).await.assert_status(201);
     let served = server.http().get(&format!("/main/{}", path.nar_url())).await;

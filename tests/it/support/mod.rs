@@ -16,6 +16,7 @@ pub mod server;
 pub mod storage;
 pub mod witness;
 
+use std::path::Path;
 use std::time::Duration;
 
 /// Most time that anything waited for may take; a test that needs it has failed.
@@ -45,6 +46,14 @@ pub async fn until<T>(what: &str, mut found: impl AsyncFnMut() -> Option<T>) -> 
         }
     };
     tokio::time::timeout(PATIENCE, asking).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
+}
+
+/// Waits until a storage folder holds no temporary file. The publisher of the log has one open now and then, at any time;
+/// one that was left would stay.
+pub async fn no_temporary_file(storage: &Path) {
+    let folder = storage.join("_narvault/tmp");
+    until("no temporary file", async || std::fs::read_dir(&folder).unwrap().next().is_none().then_some(()))
+        .await;
 }
 
 /// Says which real parts the tests ran with, and refuses to go without one that `NARVAULT_TEST_REQUIRE` names:
