@@ -2,42 +2,19 @@
 
 use narvault::api::{SlotView, VaultView};
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _, SqliteConnection};
 
 use crate::kms::{borrowed, signs, status};
 use crate::support::database::DatabaseKind;
 use crate::support::kms::{Mood, TestKms, on_each_kms};
+use crate::support::rows;
 use crate::support::server::{Ended, Site, TestServer};
 
-/// A statement on the server's own rows, as whoever writes to the database would run it.
-async fn execute(site: &Site, statement: String) {
-    let query = AssertSqlSafe(statement);
-    let changed = match site.database_url() {
-        Some(url) => sqlx::query(query).execute(&mut postgres(&url).await).await.unwrap().rows_affected(),
-        None => sqlx::query(query).execute(&mut embedded(site).await).await.unwrap().rows_affected(),
-    };
-    assert_eq!(changed, 1);
-}
-
 async fn params(site: &Site, slot: &str) -> String {
-    let query = AssertSqlSafe(format!("SELECT params FROM vault_slots WHERE id = '{slot}'"));
-    match site.database_url() {
-        Some(url) => sqlx::query(query).fetch_one(&mut postgres(&url).await).await.unwrap().get(0),
-        None => sqlx::query(query).fetch_one(&mut embedded(site).await).await.unwrap().get(0),
-    }
-}
-
-async fn postgres(url: &str) -> PgConnection {
-    PgConnection::connect(url).await.unwrap()
-}
-
-async fn embedded(site: &Site) -> SqliteConnection {
-    let url = format!("sqlite://{}", site.data().join("narvault.db").display());
-    SqliteConnection::connect(&url).await.unwrap()
+    rows::text(site, format!("SELECT params FROM vault_slots WHERE id = '{slot}'")).await
 }
 
 async fn set_params(site: &Site, slot: &str, params: &str) {
-    execute(site, format!("UPDATE vault_slots SET params = '{params}' WHERE id = '{slot}'")).await;
+    rows::execute(site, format!("UPDATE vault_slots SET params = '{params}' WHERE id = '{slot}'")).await;
 }
 
 async fn add(server: &TestServer, key: &str) -> Ended {
@@ -154,9 +131,9 @@ on_each_kms! {
         }
         // The other end of it: the ciphertext is right, and the row's id is another one.
         set_params(&server.site, &two, &right).await;
-        execute(&server.site, format!("UPDATE vault_slots SET id = '{one}x' WHERE id = '{two}'")).await;
+        rows::execute(&server.site, format!("UPDATE vault_slots SET id = '{one}x' WHERE id = '{two}'")).await;
         starts_sealed(&mut server, &settings, "is that of another slot or cluster").await;
-        execute(&server.site, format!("UPDATE vault_slots SET id = '{two}' WHERE id = '{one}x'")).await;
+        rows::execute(&server.site, format!("UPDATE vault_slots SET id = '{two}' WHERE id = '{one}x'")).await;
         server.restart_after_kill(&borrowed(&settings)).await;
         assert_eq!(status(&server).await.state, "open", "{}", server.process().stderr());
         server.stop().await;
@@ -172,7 +149,7 @@ on_each_kms! {
         let theirs = status(&foreign).await.slots.remove(0).id;
         let params = params(&foreign.site, &theirs).await;
 
-        execute(&server.site, format!("UPDATE vault_slots SET id = '{theirs}', params = '{params}' WHERE id = '{own}'")).await;
+        rows::execute(&server.site, format!("UPDATE vault_slots SET id = '{theirs}', params = '{params}' WHERE id = '{own}'")).await;
 
         starts_sealed(&mut server, &settings, "is that of another slot or cluster").await;
         server.stop().await;

@@ -7,12 +7,14 @@ use narvault::api::{
     PartUrl, PartUrlRequest, PathQuery, RevokeRequest, UploadComplete, UploadOpen, UploadPart, UploadView,
 };
 use narvault::nix::hash::Sha256Digest;
+use narvault::storage::Stage;
 use narvault::time::{Clock, Timestamp};
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::client::{Answer, Http, TestPath, Token, lines};
 use crate::support::database::{DatabaseKind, on_each_database};
+use crate::support::rows;
 use crate::support::server::{Backend, StorageKind, TestServer, on_each_backend};
 use crate::support::until;
 
@@ -323,6 +325,47 @@ async fn an_upload_ends_a_day_after_its_last_part() {
     call(&http, Method::GET, &format!("{UPLOADS}/{}", ended.id), None).await.assert_status(404);
     assert_eq!(open(&http, &other).await.id, kept.id);
     server.shut_down().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_of_an_upload_that_ended_stays_in_a_real_bucket() {
+    let backend = Backend::POSTGRES_REAL_S3;
+    let Some(server) = TestServer::start(backend).await else {
+        return println!("skipped: {backend:?} is not here");
+    };
+    let alice = pusher(&server).await;
+    let storage = server.site.storage().await;
+    let mut stages = Vec::new();
+    for name in ["thing", "other"] {
+        let path = large(name);
+        let upload = open(&alice.http, &path).await;
+        put_part(&alice.http, &upload.id, 1, &parts(&path)[0]).await.assert_status(200);
+        let name =
+            rows::text(&server.site, format!("SELECT stage FROM uploads WHERE id = '{}'", upload.id)).await;
+        let stage = Stage { id: upload.id.parse().unwrap(), name };
+        assert_eq!(storage.parts_in_bucket(&stage).await.unwrap().len(), 1);
+        stages.push(stage);
+    }
+    let [ended, kept] = &stages[..] else { panic!() };
+    let is_over = format!("UPDATE uploads SET expires_at = created_at WHERE id = '{}'", ended.id);
+    rows::execute(&server.site, is_over).await;
+
+    let site = server.stop().await;
+    // Sweeping begins with the server.
+    let mut process = site.spawn(&[]).await;
+
+    let is_gone = async || storage.parts_in_bucket(ended).await.unwrap().is_empty().then_some(());
+    until("the sweeper", is_gone).await;
+    let http = Http::new(&process.url).with_token(&alice.text);
+    call(&http, Method::GET, &format!("{UPLOADS}/{}", ended.id), None).await.assert_status(404);
+    assert_eq!(storage.parts_in_bucket(kept).await.unwrap().len(), 1);
+    let other = large("other");
+    put_part(&http, &kept.id.to_string(), 2, &parts(&other)[1]).await.assert_status(200);
+    put_part(&http, &kept.id.to_string(), 3, &parts(&other)[2]).await.assert_status(200);
+    complete(&http, &kept.id.to_string(), &completion(&other)).await.assert_status(204);
+    assert!(is_stored(&http, &other).await && !is_stored(&http, &large("thing")).await);
+    process.signal("TERM").await;
+    assert!(process.ended().await.success(), "{}", process.stderr());
 }
 
 /// Another server on the same state goes on with an upload.

@@ -11,6 +11,7 @@ pub mod kms;
 pub mod log;
 pub mod nix;
 pub mod proxy;
+pub mod rows;
 pub mod s3;
 pub mod server;
 pub mod storage;
