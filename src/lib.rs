@@ -17,8 +17,8 @@
 //! | [`client`] | typed calls over [`api`], login state, pushing ([`client::push`]), the texts of nix.conf and netrc | `api nix tlog` |
 //! | [`watch`] | what is new in the local store, queued and pushed | `client queue nix time` |
 //! | [`queue`] | what waits to be pushed from this machine: a SQLite file of the client's | `nix time` |
-//! | [`service`] | what a caller can ask for | `nix tlog time access succession vault storage db kms upstream webhook witness` |
-//! | [`db`] | rows; the server's only SQL text; SQLite and Postgres from one text; reads a Nix client's memory too | `nix time access`, sealed types of `vault` |
+//! | [`service`] | what a caller can ask for | `nix tlog time threads access succession vault storage db kms upstream webhook witness` |
+//! | [`db`] | rows; the server's only SQL text; SQLite and Postgres from one text; reads a Nix client's memory too | `nix time threads access`, sealed types of `vault` |
 //! | [`storage`] | objects in a folder or in S3; the only code that spells an object's path | `nix` |
 //! | [`kms`] | a key management service, asked over the network to encrypt and decrypt slot keys of the vault | `vault` |
 //! | [`upstream`] | other binary caches, asked over the network whether they hold a path | `nix` |
@@ -31,6 +31,7 @@
 //! | [`nix`] | formats: base 32, hashes, store paths, NAR, narinfo, signatures | – |
 //! | [`tlog`] | the signature log as values: leaves, Merkle tree, proofs, tiles, signed checkpoints | – |
 //! | [`heap`] | what the allocator keeps of memory that was given back | – |
+//! | [`threads`] | what a thread that looks after many tasks may do that takes its time | – |
 //! | [`time`] | the clock | – |
 //!
 //! # Invariants
@@ -117,6 +118,7 @@ pub mod queue;
 pub mod service;
 pub mod storage;
 pub mod succession;
+pub mod threads;
 pub mod time;
 pub mod tlog;
 pub mod upstream;

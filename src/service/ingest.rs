@@ -13,13 +13,14 @@ use tokio::time::Instant;
 
 use super::measure::{self, ChanRead, Chunk, MeasureError, Measurement};
 use super::release::Release;
-use super::{Call, Conflict, Error, Rejection, Result, Service, in_place};
+use super::{Call, Conflict, Error, Rejection, Result, Service};
 use crate::access::{CacheName, TokenCaller};
 use crate::db::caches::CacheRow;
 use crate::db::measured::{self, Arrival, FileState, NewMeasured};
 use crate::db::{Gate, restarting};
 use crate::nix::compression::{Compression, NarExtension, NarFileName};
 use crate::storage::{CacheObject, ObjectKey, Prepared, Sealed, Stage, Upload};
+use crate::threads::in_place;
 
 impl Service {
     /// Takes in the NAR file `file` for `cache`, whose body is `stated_size` bytes if the client said so.

@@ -57,7 +57,6 @@ mod witnessing;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -423,16 +422,6 @@ impl Service {
 fn key_of(cache: &CacheRow, object: CacheObject) -> Result<ObjectKey> {
     let corrupt = |_| DbError::Corrupt { table: "caches", column: "prefix", row: cache.id.to_string() };
     Ok(ObjectKey::Cache(cache.prefix.parse().map_err(corrupt)?, object))
-}
-
-/// Does what may take its time without holding up the tasks, and the network, that this thread looks after, and without
-/// the way to another thread and back, which on an idle machine takes longer than most such work.
-fn in_place<T>(work: impl FnOnce() -> T) -> T {
-    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
-        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
-        // A thread of its own, or a runtime that has no other thread to hand them to.
-        _ => work(),
-    }
 }
 
 /// How long the work in the background may take to end.

@@ -1,8 +1,9 @@
 //! The one place in the service where the vault is asked to sign.
 
-use super::{Result, Service, in_place};
+use super::{Result, Service};
 use crate::db::signing_keys::KeyRow;
 use crate::nix::signature::Signature;
+use crate::threads::in_place;
 
 impl Service {
     /// Signs the fingerprint of a verified claim or of a realisation with the key of a cache. Whoever calls

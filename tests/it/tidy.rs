@@ -15,6 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("nix", &[]),
     ("tlog", &[]),
     ("heap", &[]),
+    ("threads", &[]),
     ("time", &[]),
     ("api", &["nix", "tlog"]),
     ("access", &["time"]),
@@ -28,13 +29,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("upstream", &["nix"]),
     ("webhook", &[]),
     ("witness", &["tlog"]),
-    ("db", &["nix", "time", "access", "vault"]),
+    ("db", &["nix", "time", "threads", "access", "vault"]),
     (
         "service",
         &[
             "nix",
             "tlog",
             "time",
+            "threads",
             "access",
             "succession",
             "vault",

@@ -19,9 +19,9 @@ use sqlx_core::sql_str::SqlStr;
 use sqlx_core::transaction::{
     begin_ansi_transaction_sql, commit_ansi_transaction_sql, rollback_ansi_transaction_sql,
 };
-use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::driver::NAME;
+use crate::threads::in_place;
 
 /// A connection whose statements run on the thread that awaits them.
 pub struct Connection {
@@ -125,10 +125,10 @@ impl Connection {
         limit: usize,
     ) -> sqlx::Result<(Vec<AnyRow>, AnyQueryResult)> {
         let mut statement = self.inner.prepare_cached(sql).map_err(failed)?;
-        if self.shapes.len() >= SHAPES_KEPT && !self.shapes.contains_key(sql) {
-            self.shapes.clear();
-        }
         if !self.shapes.contains_key(sql) {
+            if self.shapes.len() >= SHAPES_KEPT {
+                self.shapes.clear();
+            }
             self.shapes.insert(sql.to_owned(), Shape::of(&statement)?);
         }
         let shape = &self.shapes[sql];
@@ -183,7 +183,7 @@ impl Connection {
         }
         let statement = commit_ansi_transaction_sql(self.depth);
         let started = Instant::now();
-        let committed = aside(self.last_commit >= LONG, || self.end(statement.as_str()));
+        let committed = aside(self.last_commit >= LONG_COMMIT, || self.end(statement.as_str()));
         self.last_commit = started.elapsed();
         committed?;
         self.depth -= 1;
@@ -221,7 +221,7 @@ impl AnyConnectionBackend for Connection {
 
     fn close(self: Box<Self>) -> BoxFuture<'static, sqlx::Result<()>> {
         // The last one to close writes the log back into the database.
-        async move { aside(true, || self.inner.close().map_err(|(_, error)| failed(error))) }.boxed()
+        async move { in_place(|| self.inner.close().map_err(|(_, error)| failed(error))) }.boxed()
     }
 
     fn close_hard(self: Box<Self>) -> BoxFuture<'static, sqlx::Result<()>> {
@@ -399,10 +399,7 @@ fn bind(statement: &mut CachedStatement<'_>, places: &[usize], arguments: &AnyAr
 
 /// Runs `work` here; if it is long, after handing over what else this thread looks after.
 fn aside<T>(is_long: bool, work: impl FnOnce() -> T) -> T {
-    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
-        Ok(RuntimeFlavor::MultiThread) if is_long => tokio::task::block_in_place(work),
-        _ => work(),
-    }
+    if is_long { in_place(work) } else { work() }
 }
 
 /// SQLite's word for what failed.
@@ -464,6 +461,9 @@ const SLOW: Duration = Duration::from_secs(1);
 
 /// From here on a thread is worth handing over what else it looks after, which takes some ten microseconds.
 const LONG: Duration = Duration::from_millis(1);
+
+/// The same for a commit: there is one at a time, so that it holds up one thread at the most.
+const LONG_COMMIT: Duration = Duration::from_millis(4);
 
 /// How long another process's transaction is waited for.
 const BUSY_PATIENCE: Duration = Duration::from_secs(10);

@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 use super::OTHER_ROOT;
 use crate::db::{Connection, Tx, cluster, vault};
 use crate::service::vault::{Opening, causes};
-use crate::service::{Call, Error, Result, Service, in_place};
+use crate::service::{Call, Error, Result, Service};
+use crate::threads::in_place;
 use crate::vault::{OpenVault, VaultError, VaultVersions};
 
 /// What this replica has not caught up with.

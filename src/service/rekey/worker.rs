@@ -13,7 +13,8 @@ use super::vault_act;
 use crate::db::kek_rotations::{self, KekProgress, KekRotationRow};
 use crate::db::sealed_rows::{self, SealedContent, SealedRow};
 use crate::db::{Gate, Tx, epoch, restarting, vault};
-use crate::service::{Call, Error, Result, Service, in_place};
+use crate::service::{Call, Error, Result, Service};
+use crate::threads::in_place;
 use crate::vault::{OpenVault, Sealed, VaultError};
 
 /// Where a row's record stands.
