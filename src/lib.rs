@@ -19,7 +19,7 @@
 //! | [`queue`] | what waits to be pushed from this machine: a SQLite file of the client's | `nix time` |
 //! | [`service`] | what a caller can ask for | `nix tlog time threads access succession vault storage db kms upstream webhook witness` |
 //! | [`db`] | rows; the server's only SQL text; SQLite and Postgres from one text; reads a Nix client's memory too | `nix time threads access`, sealed types of `vault` |
-//! | [`storage`] | objects in a folder or in S3; the only code that spells an object's path | `nix` |
+//! | [`storage`] | objects in a folder or in S3; the only code that spells an object's path | `nix threads` |
 //! | [`kms`] | a key management service, asked over the network to encrypt and decrypt slot keys of the vault | `vault` |
 //! | [`upstream`] | other binary caches, asked over the network whether they hold a path | `nix` |
 //! | [`webhook`] | messages to servers that an admin chose: where they may go, and how they are sent | – |

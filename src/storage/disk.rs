@@ -30,6 +30,7 @@ use uuid::Uuid;
 use super::error::{Result, StorageError};
 use super::key::{Folder, OWN_FOLDER, ObjectKey};
 use super::{Entry, Object, check_range};
+use crate::threads::Short;
 pub(super) use temporary::{DiskSealed, DiskUpload};
 
 /// The most memory that one upload takes: the buffer between the caller and the writing thread.
@@ -71,6 +72,7 @@ pub(super) struct Disk {
     lasting: Mutex<HashSet<String>>,
     /// Names of files whose folders are still to be synced, one for each folder.
     unsettled: Mutex<HashMap<String, String>>,
+    calls: Short,
 }
 
 impl Disk {
@@ -84,49 +86,51 @@ impl Disk {
             // Sealed, and nobody else's business all the same.
             make_folder(&own, "backups", TEMPORARY_FOLDER_MODE)?;
             let (files, lasting) = (AtomicU64::new(0), Mutex::default());
-            let disk = Self { path, root, temporary, instance, files, lasting, unsettled: Mutex::default() };
+            let (unsettled, calls) = (Mutex::default(), Short::default());
+            let disk = Self { path, root, temporary, instance, files, lasting, unsettled, calls };
             disk.remove_stale(None)?;
             Ok(Arc::new(disk))
         })
         .await
     }
 
-    pub(super) async fn put(self: &Arc<Self>, key: &ObjectKey, bytes: Bytes) -> Result<()> {
-        let (disk, name) = (self.clone(), key.to_string());
-        blocking("write a file", move || disk.write(&bytes)?.rename(&name)).await
+    pub(super) fn put(self: &Arc<Self>, key: &ObjectKey, bytes: Bytes) -> Result<()> {
+        self.here("write a file", || self.write(&bytes)?.rename(&key.to_string()))
     }
 
-    pub(super) async fn put_soon(self: &Arc<Self>, key: &ObjectKey, bytes: Bytes) -> Result<()> {
-        let (disk, name) = (self.clone(), key.to_string());
-        blocking("write a file", move || {
-            disk.write(&bytes)?.place(&name)?;
-            let folder = folder_of(&name).to_owned();
-            lock(&disk.unsettled).insert(folder, name);
+    pub(super) fn put_soon(self: &Arc<Self>, key: &ObjectKey, bytes: Bytes) -> Result<()> {
+        self.here("write a file", || {
+            let name = key.to_string();
+            self.write(&bytes)?.place(&name)?;
+            lock(&self.unsettled).insert(folder_of(&name).to_owned(), name);
             Ok(())
         })
-        .await
     }
 
-    pub(super) async fn settle(self: &Arc<Self>) -> Result<()> {
-        let disk = self.clone();
-        blocking("sync folders", move || {
-            let names = std::mem::take(&mut *lock(&disk.unsettled));
+    pub(super) fn settle(self: &Arc<Self>) -> Result<()> {
+        self.here("sync folders", || {
+            let names = std::mem::take(&mut *lock(&self.unsettled));
             let mut left = names.iter();
-            let settled = left.try_for_each(|(_, name)| disk.sync_folders(name));
+            let settled = left.try_for_each(|(_, name)| self.sync_folders(name));
             if settled.is_err() {
                 // Nobody may take for durable what is not: the next call tries them all again.
-                lock(&disk.unsettled).extend(names);
+                lock(&self.unsettled).extend(names);
             }
             settled
         })
-        .await
     }
 
     /// Writes and syncs files that are no objects yet.
     pub(super) async fn write_all(
         self: &Arc<Self>,
-        objects: Vec<(ObjectKey, Bytes)>,
+        mut objects: Vec<(ObjectKey, Bytes)>,
     ) -> Vec<Result<DiskSealed>> {
+        if objects.len() == 1
+            && let Some((key, bytes)) = objects.pop()
+        {
+            let written = self.here("write a file", || self.write(&bytes));
+            return vec![written.map(|temporary| DiskSealed { temporary, name: key.to_string() })];
+        }
         let write = |(key, bytes): (ObjectKey, Bytes)| {
             let disk = self.clone();
             blocking("write a file", move || {
@@ -137,20 +141,12 @@ impl Disk {
     }
 
     /// Makes written files objects, all at once.
-    pub(super) async fn place_all(self: &Arc<Self>, written: Vec<Result<DiskSealed>>) -> Vec<Result<()>> {
-        let (disk, count) = (self.clone(), written.len());
-        match tokio::task::spawn_blocking(move || disk.rename_all(written)).await {
-            Ok(results) => results,
-            Err(ended) => {
-                let source = || io::Error::other(ended.to_string());
-                (0..count).map(|_| Err(StorageError::from_io("name a file", source()))).collect()
-            }
-        }
+    pub(super) fn place_all(self: &Arc<Self>, written: Vec<Result<DiskSealed>>) -> Vec<Result<()>> {
+        self.calls.run(|| self.rename_all(written))
     }
 
-    pub(super) async fn upload(self: &Arc<Self>, key: &ObjectKey) -> Result<DiskUpload> {
-        let (disk, name) = (self.clone(), key.to_string());
-        blocking("begin a file", move || DiskUpload::new(disk.temporary()?, name)).await
+    pub(super) fn upload(self: &Arc<Self>, key: &ObjectKey) -> Result<DiskUpload> {
+        self.here("begin a file", || Ok(DiskUpload::new(self.temporary()?, key.to_string())))
     }
 
     pub(super) async fn get(
@@ -159,8 +155,7 @@ impl Disk {
         range: Option<Range<u64>>,
     ) -> Result<Option<Object>> {
         const ACTION: &str = "read a file";
-        let (disk, name) = (self.clone(), key.to_string());
-        let Some(file) = blocking(ACTION, move || disk.open_file(&name)).await? else { return Ok(None) };
+        let Some(file) = self.here(ACTION, || self.open_file(&key.to_string()))? else { return Ok(None) };
         let (file, size_bytes) = file?;
         if let Some(range) = &range {
             check_range(range, size_bytes)?;
@@ -190,9 +185,8 @@ impl Disk {
         Ok(Some(Object { size_bytes, body: body.boxed() }))
     }
 
-    pub(super) async fn size(self: &Arc<Self>, key: &ObjectKey) -> Result<Option<u64>> {
-        let (disk, name) = (self.clone(), key.to_string());
-        let found = blocking("look for a file", move || disk.open_file(&name)).await?;
+    pub(super) fn size(self: &Arc<Self>, key: &ObjectKey) -> Result<Option<u64>> {
+        let found = self.here("look for a file", || self.open_file(&key.to_string()))?;
         found.map(|file| Ok(file?.1)).transpose()
     }
 
@@ -231,6 +225,11 @@ impl Disk {
 
 /// The blocking half: calls to the system, by folder handles and single components.
 impl Disk {
+    /// Runs such calls where the caller is: most take less time than the way to another thread and back.
+    fn here<T>(&self, action: &'static str, work: impl FnOnce() -> io::Result<T>) -> Result<T> {
+        self.calls.run(work).map_err(|source| StorageError::from_io(action, source))
+    }
+
     /// Makes durable that a file stands under this name.
     fn sync_folders(&self, name: &str) -> io::Result<()> {
         let Some((folders, _)) = self.folders(name, false)? else { return Ok(()) };
@@ -369,7 +368,7 @@ fn make_root(root: &Path) -> io::Result<()> {
     }
 }
 
-/// Runs calls to the file system on a thread that may wait for them.
+/// Runs calls to the file system on a thread of their own: those that take long, or that are not waited for to their end.
 async fn blocking<T: Send + 'static>(
     action: &'static str,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,

@@ -111,7 +111,7 @@ impl Storage {
     /// After an error the new one may or may not be there; writing it again settles that.
     pub async fn put(&self, key: &ObjectKey, bytes: Bytes) -> Result<()> {
         match &self.backend {
-            Backend::Disk(disk) => disk.put(key, bytes).await,
+            Backend::Disk(disk) => disk.put(key, bytes),
             Backend::S3(s3) => s3.put(key, bytes).await,
         }
     }
@@ -120,7 +120,7 @@ impl Storage {
     /// whoever writes many and knows which to write once more.
     pub async fn put_soon(&self, key: &ObjectKey, bytes: Bytes) -> Result<()> {
         match &self.backend {
-            Backend::Disk(disk) => disk.put_soon(key, bytes).await,
+            Backend::Disk(disk) => disk.put_soon(key, bytes),
             Backend::S3(s3) => s3.put(key, bytes).await,
         }
     }
@@ -128,7 +128,7 @@ impl Storage {
     /// Makes everything durable that [`Storage::put_soon`] has written.
     pub async fn settle(&self) -> Result<()> {
         match &self.backend {
-            Backend::Disk(disk) => disk.settle().await,
+            Backend::Disk(disk) => disk.settle(),
             Backend::S3(_) => Ok(()),
         }
     }
@@ -170,7 +170,7 @@ impl Storage {
             });
         }
         let placed = match &self.backend {
-            Backend::Disk(disk) => disk.place_all(written).await,
+            Backend::Disk(disk) => disk.place_all(written),
             Backend::S3(s3) => s3.put_all(puts).await,
         };
         let mut placed = placed.into_iter();
@@ -184,7 +184,7 @@ impl Storage {
     /// Begins to write an object of any size, which becomes visible only by [`Sealed::complete`].
     pub async fn upload(&self, key: &ObjectKey) -> Result<Upload> {
         match &self.backend {
-            Backend::Disk(disk) => Ok(Upload::disk(disk.upload(key).await?)),
+            Backend::Disk(disk) => Ok(Upload::disk(disk.upload(key)?)),
             Backend::S3(s3) => Ok(Upload::s3(s3.upload(key), s3.object_size_bytes_max())),
         }
     }
@@ -214,7 +214,7 @@ impl Storage {
     /// The size of an object in bytes; `None` if it is absent.
     pub async fn size(&self, key: &ObjectKey) -> Result<Option<u64>> {
         match &self.backend {
-            Backend::Disk(disk) => disk.size(key).await,
+            Backend::Disk(disk) => disk.size(key),
             Backend::S3(s3) => s3.size(key).await,
         }
     }

@@ -67,7 +67,7 @@ impl Storage {
         match &self.backend {
             Backend::Disk(disk) => {
                 let key = ObjectKey::StagedPart(stage.id, number, sha256);
-                disk.put(&key, bytes).await.map(|()| String::new())
+                disk.put(&key, bytes).map(|()| String::new())
             }
             Backend::S3(s3) => s3.put_part(&ObjectKey::Staged(stage.id), &stage.name, number, bytes).await,
         }

@@ -101,7 +101,7 @@ impl Sealed {
     /// If the backend's answer is lost, the object itself is asked whether it is the one written here.
     pub async fn complete(self) -> Result<()> {
         match self.backend {
-            SealedBackend::Disk(sealed) => sealed.complete().await,
+            SealedBackend::Disk(sealed) => sealed.complete(),
             SealedBackend::S3(sealed) => sealed.complete().await,
         }
     }

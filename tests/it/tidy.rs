@@ -24,7 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("watch", &["client", "queue", "nix", "time"]),
     ("succession", &["nix", "tlog", "time"]),
     ("vault", &["nix", "succession"]),
-    ("storage", &["nix"]),
+    ("storage", &["nix", "threads"]),
     ("kms", &["vault"]),
     ("upstream", &["nix"]),
     ("webhook", &[]),

@@ -9,11 +9,11 @@ use std::time::SystemTime;
 
 use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use rustix::io::Errno;
-use tokio::io::AsyncWriteExt as _;
 use tokio::task::JoinHandle;
 
-use super::{CHUNK_BYTES, Disk, FILE_MODE, blocking};
+use super::{CHUNK_BYTES, Disk, FILE_MODE};
 use crate::storage::error::{Result, StorageError};
+use crate::threads::in_place;
 
 /// From so many bytes on a flush of them is begun while more come in: what is left at the end takes a tenth of a second.
 const SYNC_BYTES: usize = 64 * 1024 * 1024;
@@ -112,8 +112,9 @@ impl Drop for Temporary {
 }
 
 pub(in crate::storage) struct DiskUpload {
-    writer: tokio::fs::File,
     sealed: DiskSealed,
+    /// What is not written yet: less than [`CHUNK_BYTES`].
+    buffer: Vec<u8>,
     /// Written since the last flush to the disk began.
     unsynced_bytes: usize,
     syncing: Option<JoinHandle<io::Result<()>>>,
@@ -126,17 +127,14 @@ pub(in crate::storage) struct DiskSealed {
 
 impl DiskUpload {
     /// Writes what is to become the object `name` into this file.
-    pub(super) fn new(temporary: Temporary, name: String) -> io::Result<Self> {
-        let mut writer = tokio::fs::File::from_std(temporary.file.try_clone()?);
-        writer.set_max_buf_size(CHUNK_BYTES);
+    pub(super) fn new(temporary: Temporary, name: String) -> Self {
         let sealed = DiskSealed { temporary, name };
-        Ok(Self { writer, sealed, unsynced_bytes: 0, syncing: None })
+        Self { sealed, buffer: Vec::new(), unsynced_bytes: 0, syncing: None }
     }
 
     pub(in crate::storage) async fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let written = async {
-            self.writer.write_all(bytes).await?;
-            self.unsynced_bytes += bytes.len();
+            self.buffered(bytes)?;
             if self.unsynced_bytes < SYNC_BYTES {
                 return Ok(());
             }
@@ -155,6 +153,28 @@ impl DiskUpload {
         written.await.map_err(|source| StorageError::from_io("write a file", source))
     }
 
+    /// Writes as many whole chunks as there are, and keeps the rest.
+    fn buffered(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while self.buffer.len() + bytes.len() >= CHUNK_BYTES {
+            let (fits, rest) = bytes.split_at(CHUNK_BYTES - self.buffer.len());
+            let Temporary { disk, file, .. } = &mut self.sealed.temporary;
+            if self.buffer.is_empty() {
+                disk.calls.run(|| file.write_all(fits))?;
+            } else {
+                self.buffer.extend_from_slice(fits);
+                disk.calls.run(|| file.write_all(&self.buffer))?;
+                self.buffer.clear();
+            }
+            self.unsynced_bytes += CHUNK_BYTES;
+            bytes = rest;
+        }
+        if !bytes.is_empty() {
+            self.buffer.reserve_exact(CHUNK_BYTES - self.buffer.len());
+            self.buffer.extend_from_slice(bytes);
+        }
+        Ok(())
+    }
+
     /// Waits for the flush under way. Its failure is told to nobody else: the system reports it once.
     async fn synced(&mut self) -> io::Result<()> {
         match self.syncing.take() {
@@ -166,8 +186,9 @@ impl DiskUpload {
     pub(in crate::storage) async fn seal(mut self) -> Result<DiskSealed> {
         let synced = async {
             self.synced().await?;
-            self.writer.flush().await?;
-            self.writer.sync_all().await
+            let file = &mut self.sealed.temporary.file;
+            // What is left to flush of a large file takes a while.
+            in_place(|| file.write_all(&self.buffer).and_then(|()| file.sync_all()))
         };
         synced.await.map_err(|source| StorageError::from_io("sync a file", source))?;
         Ok(self.sealed)
@@ -175,7 +196,8 @@ impl DiskUpload {
 }
 
 impl DiskSealed {
-    pub(in crate::storage) async fn complete(self) -> Result<()> {
-        blocking("name a file", move || self.temporary.rename(&self.name)).await
+    pub(in crate::storage) fn complete(self) -> Result<()> {
+        let disk = self.temporary.disk.clone();
+        disk.here("name a file", || self.temporary.rename(&self.name))
     }
 }
