@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::dialect::{Dialect, json_list, with_json_rows};
+use super::dialect::{Dialect, json_list, update_by_json_rows, with_json_rows};
 use super::{Connection, Result, corrupt};
 use crate::access::{CacheId, ContributorId, TokenId};
 use crate::time::Timestamp;
@@ -155,13 +155,15 @@ pub async fn reveal(
     contributor: ContributorId,
     now: Timestamp,
 ) -> Result<Vec<(AuxiliaryKind, String)>> {
-    let statement = with_json_rows!(
+    let statement = update_by_json_rows!(
         connection,
-        "UPDATE auxiliary SET visible_at = $4",
+        "auxiliary",
+        "visible_at = $4",
         "$2",
-        "WHERE auxiliary.cache_id = $1 AND auxiliary.kind = r.value ->> 'kind' \
+        "auxiliary.cache_id = $1 AND auxiliary.kind = r.value ->> 'kind' \
          AND auxiliary.subject = r.value ->> 'subject' AND auxiliary.contributor_id = $3 \
-         AND auxiliary.visible_at IS NULL RETURNING kind, name"
+         AND auxiliary.visible_at IS NULL",
+        "RETURNING kind, name"
     );
     let rows = subjects.iter().map(|(kind, subject)| json!({ "kind": kind.as_str(), "subject": subject }));
     let rows: Vec<(String, String)> = sqlx::query_as(statement)
@@ -246,17 +248,17 @@ pub async fn put_aside(
          token_id, stored_at, visible_at) SELECT a.id, r.value ->> 'claim', a.cache_id, a.kind, a.name, \
          a.subject, a.body, a.contributor_id, a.token_id, a.stored_at, a.visible_at",
         "$2",
-        "JOIN auxiliary a ON a.cache_id = $1 AND a.kind = r.value ->> 'kind' \
-         AND a.subject = r.value ->> 'subject' WHERE a.visible_at IS NOT NULL ON CONFLICT (id) DO NOTHING"
+        "CROSS JOIN auxiliary a WHERE a.cache_id = $1 AND a.kind = r.value ->> 'kind' \
+         AND a.subject = r.value ->> 'subject' AND a.visible_at IS NOT NULL ON CONFLICT (id) DO NOTHING"
     );
     sqlx::query(copy).bind(cache.to_string()).bind(&rows).execute(&mut *connection).await?;
     let take = Dialect::of(connection).pick(
         "DELETE FROM auxiliary WHERE id IN (SELECT a.id FROM json_array_elements($2::json) AS r (value) \
-         JOIN auxiliary a ON a.cache_id = $1 AND a.kind = r.value ->> 'kind' \
-         AND a.subject = r.value ->> 'subject' WHERE a.visible_at IS NOT NULL) RETURNING kind, name",
+         CROSS JOIN auxiliary a WHERE a.cache_id = $1 AND a.kind = r.value ->> 'kind' \
+         AND a.subject = r.value ->> 'subject' AND a.visible_at IS NOT NULL) RETURNING kind, name",
         "DELETE FROM auxiliary WHERE id IN (SELECT a.id FROM json_each($2) AS r \
-         JOIN auxiliary a ON a.cache_id = $1 AND a.kind = r.value ->> 'kind' \
-         AND a.subject = r.value ->> 'subject' WHERE a.visible_at IS NOT NULL) RETURNING kind, name",
+         CROSS JOIN auxiliary a WHERE a.cache_id = $1 AND a.kind = r.value ->> 'kind' \
+         AND a.subject = r.value ->> 'subject' AND a.visible_at IS NOT NULL) RETURNING kind, name",
     );
     let taken: Vec<(String, String)> =
         sqlx::query_as(take).bind(cache.to_string()).bind(rows).fetch_all(connection).await?;

@@ -33,8 +33,8 @@ pub fn json_list<T: AsRef<str>>(values: impl IntoIterator<Item = T>) -> String {
 }
 
 /// A statement over many rows that come as one JSON parameter, an array of objects: the member `x` of one is
-/// `r.value ->> 'x'`, and numbers are to be cast. Each statement costs a turn of the database's thread or of the
-/// network, so a thousand rows in one are what makes a large push fast.
+/// `r.value ->> 'x'`, and numbers are to be cast. Each statement costs a turn of the network, or a parsed text,
+/// so a thousand rows in one are what makes a large push fast.
 macro_rules! with_json_rows {
     ($connection:expr, $before:literal, $parameter:literal, $after:literal) => {
         $crate::db::dialect::Dialect::of($connection).pick(
@@ -44,3 +44,43 @@ macro_rules! with_json_rows {
     };
 }
 pub(super) use with_json_rows;
+
+/// The same as an UPDATE of those rows of `$table` that are `$which`: conditions on the table and on `r.value`. `$set` is
+/// the same for all of them.
+///
+/// SQLite would go through the JSON once for each row of the table; a cross join keeps its order.
+macro_rules! update_by_json_rows {
+    ($connection:expr, $table:literal, $set:literal, $parameter:literal, $which:literal, $after:literal) => {
+        $crate::db::dialect::Dialect::of($connection).pick(
+            concat!(
+                "UPDATE ",
+                $table,
+                " SET ",
+                $set,
+                " FROM json_array_elements(",
+                $parameter,
+                "::json) AS r (value) WHERE ",
+                $which,
+                " ",
+                $after
+            ),
+            concat!(
+                "UPDATE ",
+                $table,
+                " SET ",
+                $set,
+                " WHERE id IN (SELECT ",
+                $table,
+                ".id FROM json_each(",
+                $parameter,
+                ") AS r CROSS JOIN ",
+                $table,
+                " WHERE ",
+                $which,
+                ") ",
+                $after
+            ),
+        )
+    };
+}
+pub(super) use update_by_json_rows;

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value, json};
 
-use super::dialect::{Dialect, json_list, with_json_rows};
+use super::dialect::{Dialect, json_list, update_by_json_rows, with_json_rows};
 use super::{Connection, DbError, Result, corrupt};
 use crate::access::{CacheId, TokenId};
 use crate::nix::compression::{Compression, NarExtension, NarFileName};
@@ -440,14 +440,15 @@ pub async fn store(
             json!({ "hash": file.hash.base32(), "ext": file.extension.as_str(), "generation": generation })
         })
         .collect();
-    let statement = with_json_rows!(
+    let statement = update_by_json_rows!(
         connection,
-        "UPDATE measured SET state = 'stored', token_id = $3, stored_at = $4",
+        "measured",
+        "state = 'stored', token_id = $3, stored_at = $4",
         "$2",
-        "WHERE measured.cache_id = $1 AND measured.file_hash = r.value ->> 'hash' \
-         AND measured.ext = r.value ->> 'ext' \
+        "measured.cache_id = $1 AND measured.file_hash = r.value ->> 'hash' AND measured.ext = r.value ->> 'ext' \
          AND measured.generation = CAST(r.value ->> 'generation' AS BIGINT) \
-         AND measured.state IN ('arriving', 'stored') RETURNING file_hash, ext"
+         AND measured.state IN ('arriving', 'stored')",
+        "RETURNING file_hash, ext"
     );
     let stored: Vec<(String, String)> = sqlx::query_as(statement)
         .bind(cache.to_string())

@@ -9,6 +9,8 @@
 
 mod connection;
 mod driver;
+#[cfg(test)]
+mod plan;
 mod shelf;
 
 use std::sync::Once;

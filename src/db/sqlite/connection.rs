@@ -130,6 +130,8 @@ impl Connection {
                 self.shapes.clear();
             }
             self.shapes.insert(sql.to_owned(), Shape::of(&statement)?);
+            #[cfg(test)]
+            super::plan::check(&self.inner, sql);
         }
         let shape = &self.shapes[sql];
         bind(&mut statement, &shape.arguments, arguments)?;
