@@ -47,22 +47,28 @@ pub async fn insert(connection: &mut Connection, new: &NewRealisation<'_>) -> Re
     Ok(result.rows_affected() == 1)
 }
 
+/// Entries that are served: they count, and their output path is published. `$1` is the cache.
+macro_rules! served_sql {
+    ($columns:literal, $($and:literal),+) => {
+        concat!(
+            "SELECT ",
+            $columns,
+            " FROM realisations r JOIN paths p ON p.cache_id = r.cache_id AND p.hash = r.output_hash \
+             WHERE r.cache_id = $1 AND r.void_by IS NULL AND p.state = 'published' AND ",
+            $($and),+
+        )
+    };
+}
+pub(super) use served_sql;
+
 /// Body and signatures of an entry that counts and whose output path is published.
 pub async fn find(
     connection: &mut Connection,
     cache: CacheId,
     object: &str,
 ) -> Result<Option<(String, String)>> {
-    let row = sqlx::query_as(
-        "SELECT r.body, r.signatures FROM realisations r \
-         JOIN paths p ON p.cache_id = r.cache_id AND p.hash = r.output_hash \
-         WHERE r.cache_id = $1 AND r.object = $2 AND r.void_by IS NULL AND p.state = 'published'",
-    )
-    .bind(cache.to_string())
-    .bind(object)
-    .fetch_optional(connection)
-    .await?;
-    Ok(row)
+    let query = sqlx::query_as(served_sql!("r.body, r.signatures", "r.object = $2"));
+    Ok(query.bind(cache.to_string()).bind(object).fetch_optional(connection).await?)
 }
 
 /// Of these objects, those of entries that count and whose output path is published.
@@ -72,14 +78,8 @@ pub async fn published_among(
     objects: impl IntoIterator<Item = impl AsRef<str>>,
 ) -> Result<Vec<String>> {
     let statement = Dialect::of(connection).pick(
-        "SELECT r.object FROM realisations r \
-         JOIN paths p ON p.cache_id = r.cache_id AND p.hash = r.output_hash \
-         WHERE r.cache_id = $1 AND r.void_by IS NULL AND p.state = 'published' \
-         AND r.object IN (SELECT json_array_elements_text($2::json))",
-        "SELECT r.object FROM realisations r \
-         JOIN paths p ON p.cache_id = r.cache_id AND p.hash = r.output_hash \
-         WHERE r.cache_id = $1 AND r.void_by IS NULL AND p.state = 'published' \
-         AND r.object IN (SELECT value FROM json_each($2))",
+        served_sql!("r.object", "r.object IN (SELECT json_array_elements_text($2::json))"),
+        served_sql!("r.object", "r.object IN (SELECT value FROM json_each($2))"),
     );
     let rows: Vec<(String,)> = sqlx::query_as(statement)
         .bind(cache.to_string())

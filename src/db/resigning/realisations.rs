@@ -2,6 +2,7 @@
 
 use crate::access::CacheId;
 use crate::db::dialect::{Dialect, json_list};
+use crate::db::realisations::served_sql;
 use crate::db::{Connection, Result};
 
 /// The leaves of realisations whose outputs are these paths: path and leaf.
@@ -102,12 +103,8 @@ pub async fn unsigned_realisation_count(
     key_name: &str,
 ) -> Result<i64> {
     let statement = Dialect::of(connection).pick(
-        "SELECT COUNT(*) FROM realisations r JOIN paths p ON p.cache_id = r.cache_id AND p.hash = r.output_hash \
-         WHERE r.cache_id = $1 AND r.void_by IS NULL AND p.state = 'published' \
-         AND strpos(' ' || r.signatures, $2) = 0",
-        "SELECT COUNT(*) FROM realisations r JOIN paths p ON p.cache_id = r.cache_id AND p.hash = r.output_hash \
-         WHERE r.cache_id = $1 AND r.void_by IS NULL AND p.state = 'published' \
-         AND instr(' ' || r.signatures, $2) = 0",
+        served_sql!("COUNT(*)", "strpos(' ' || r.signatures, $2) = 0"),
+        served_sql!("COUNT(*)", "instr(' ' || r.signatures, $2) = 0"),
     );
     let (count,): (i64,) = sqlx::query_as(statement)
         .bind(cache.to_string())
@@ -123,15 +120,19 @@ pub async fn served_realisations(
     cache: CacheId,
     objects: impl IntoIterator<Item = impl AsRef<str>>,
 ) -> Result<Vec<RealisationRow>> {
+    macro_rules! served {
+        ($objects:literal) => {
+            served_sql!(
+                "r.id, r.object, r.output_hash, r.body, r.signatures, r.void_by",
+                "r.object IN (",
+                $objects,
+                ")"
+            )
+        };
+    }
     let statement = Dialect::of(connection).pick(
-        "SELECT r.id, r.object, r.output_hash, r.body, r.signatures, r.void_by FROM realisations r \
-         JOIN paths p ON p.cache_id = r.cache_id AND p.hash = r.output_hash \
-         WHERE r.cache_id = $1 AND r.void_by IS NULL AND p.state = 'published' \
-         AND r.object IN (SELECT json_array_elements_text($2::json))",
-        "SELECT r.id, r.object, r.output_hash, r.body, r.signatures, r.void_by FROM realisations r \
-         JOIN paths p ON p.cache_id = r.cache_id AND p.hash = r.output_hash \
-         WHERE r.cache_id = $1 AND r.void_by IS NULL AND p.state = 'published' \
-         AND r.object IN (SELECT value FROM json_each($2))",
+        served!("SELECT json_array_elements_text($2::json)"),
+        served!("SELECT value FROM json_each($2)"),
     );
     let rows = sqlx::query_as(statement)
         .bind(cache.to_string())
