@@ -4,6 +4,7 @@
 //! commits signatures, leaves, wishes for storage and its own place together.
 
 use serde_json::{Value, json};
+use tokio::sync::OnceCell;
 
 use super::accounted::{Kind, Proven, is_accounted, tells_of};
 use super::worker::LEASE_MILLIS;
@@ -196,33 +197,33 @@ impl Service {
         let keys = signing_keys::of_cache(&mut connection, rotation.cache).await?;
         let new = keys.iter().find(|row| Some(&row.key.label.id) == rotation.new_key.as_ref());
         let Some(new) = new.map(|row| &row.key.label.name) else { return Ok((false, 0)) };
-        let (owed, paths) = self.paths_owed(&mut connection, rotation.cache, &keys, new).await?;
+        let asked = Owed { cache: rotation.cache, keys: &keys, new, proven: OnceCell::new() };
+        let (owed, paths) = self.paths_owed(&mut connection, &asked).await?;
         if owed {
             return Ok((true, paths));
         }
-        let (owed, entries) = self.realisations_owed(&mut connection, rotation.cache, &keys, new).await?;
+        let (owed, entries) = self.realisations_owed(&mut connection, &asked).await?;
         Ok((owed, paths + entries))
     }
 
-    async fn paths_owed(
-        &self,
-        connection: &mut Connection,
-        cache: CacheId,
-        keys: &[KeyRow],
-        new: &str,
-    ) -> Result<(bool, i64)> {
-        let (mut proven, mut after, mut count) = (None, String::new(), 0);
+    /// What accounts for signatures. Asked for late: it needs the vault, which a rotation that owes nothing does without.
+    async fn proven_for<'a>(&self, owed: &'a Owed<'_>) -> Result<&'a Proven> {
+        let prove = async || {
+            self.catch_up_keks().await?;
+            self.proven_keys(owed.keys, false)
+        };
+        owed.proven.get_or_try_init(prove).await
+    }
+
+    async fn paths_owed(&self, connection: &mut Connection, owed: &Owed<'_>) -> Result<(bool, i64)> {
+        let Owed { cache, new, .. } = *owed;
+        let (mut after, mut count) = (String::new(), 0);
         loop {
             let found = resigning::lacking(connection, cache, new, &after, self.batch_size()).await?;
             let Some((last, _)) = found.last() else { return Ok((false, count)) };
             after.clone_from(last);
             count += i64::try_from(found.len()).unwrap_or(0);
-            // Needs the vault, which a rotation that owes nothing does without.
-            if proven.is_none() {
-                self.catch_up_keks().await?;
-                proven = Some(self.proven_keys(keys, false)?);
-            }
-            let Some(proven) = &proven else { return Ok((false, count)) };
+            let proven = self.proven_for(owed).await?;
             let hashes = found.iter().map(|(_, hash)| *hash);
             let rows = paths::find_all(connection, cache, hashes).await?;
             let claims = rows.iter().map(|row| &row.claim_id);
@@ -236,26 +237,17 @@ impl Service {
         }
     }
 
-    async fn realisations_owed(
-        &self,
-        connection: &mut Connection,
-        cache: CacheId,
-        keys: &[KeyRow],
-        new: &str,
-    ) -> Result<(bool, i64)> {
+    async fn realisations_owed(&self, connection: &mut Connection, owed: &Owed<'_>) -> Result<(bool, i64)> {
+        let Owed { cache, new, .. } = *owed;
         let asked = RealisationsBy { key_name: new, signed: false, served: true };
-        let (mut proven, mut after, mut count) = (None, String::new(), 0);
+        let (mut after, mut count) = (String::new(), 0);
         loop {
             let found =
                 resigning::realisations_by(connection, cache, asked, &after, self.batch_size()).await?;
             let Some(last) = found.last() else { return Ok((false, count)) };
             after.clone_from(&last.id);
             count += i64::try_from(found.len()).unwrap_or(0);
-            if proven.is_none() {
-                self.catch_up_keks().await?;
-                proven = Some(self.proven_keys(keys, false)?);
-            }
-            let Some(proven) = &proven else { return Ok((false, count)) };
+            let proven = self.proven_for(owed).await?;
             let rows = paths::find_all(connection, cache, output_hashes(&found)).await?;
             let outputs = Outputs::of_paths(connection, rows).await?;
             let is_accounted = |row: &RealisationRow| {
@@ -463,6 +455,15 @@ impl Service {
         let rows = paths::lock(tx, bench.cache.id, output_hashes(found)).await?;
         Outputs::of_paths(tx, rows).await
     }
+}
+
+/// What a rotation may owe.
+struct Owed<'a> {
+    cache: CacheId,
+    keys: &'a [KeyRow],
+    /// The name of the new key.
+    new: &'a str,
+    proven: OnceCell<Proven>,
 }
 
 /// The output paths of some realisations.
