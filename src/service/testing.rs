@@ -6,8 +6,8 @@ use bytes::Bytes;
 
 use super::measure::MeasureLimits;
 use super::{
-    BackupSchedule, Call, FIRST_CACHE, FirstStart, KeyLimits, Limits, Liveness, OpenSettings, Origin,
-    Published, Service, TokenRequest, VaultSettings,
+    BackupSchedule, Call, FIRST_CACHE, FirstStart, KeyLimits, Limits, Liveness, NewCache, OpenSettings,
+    Origin, Published, Service, TokenRequest, VaultSettings,
 };
 use crate::access::{CacheName, Caller, ContributorName, Credential, TokenText};
 use crate::db::Db;
@@ -21,6 +21,19 @@ use crate::storage::{self, DiskSettings, Storage};
 use crate::time::Clock;
 use crate::webhook;
 use crate::witness::Witness;
+
+/// A public cache without anything of its own but a name.
+pub fn new_cache(name: &str) -> NewCache {
+    NewCache {
+        name: name.parse().unwrap(),
+        public: true,
+        priority: None,
+        prefix: None,
+        upstreams: None,
+        upstream_paths: None,
+        undeclared_references: None,
+    }
+}
 
 /// An open service and the admin's token.
 pub struct TestService {

@@ -4,7 +4,7 @@ use ed25519_dalek::{Signer as _, SigningKey};
 
 use super::chain::Chain;
 use super::roots::{RootScope, Roots};
-use super::signed::{Content, Signed, note_key};
+use super::signed::{Content, Draft, Signed, note_key};
 use super::statement::{CacheRef, Reason, Statement};
 use crate::nix::signature::PublicKey;
 use crate::time::Timestamp;
@@ -59,6 +59,16 @@ pub fn signed<T: Content>(content: &T, names: &[&str]) -> Signed<T> {
     let mut notes = names.iter().map(|name| TestKey::named(name).sign(&text));
     let first = Signed::of(notes.next().unwrap()).unwrap();
     notes.fold(first, |signed, note| signed.with(note.signatures()[0].clone()).unwrap())
+}
+
+/// The draft, signed by the keys of these names.
+pub fn signed_draft(draft: &str, names: &[&str]) -> String {
+    let draft = Draft::parse(draft).unwrap();
+    let sign = |draft: Draft, name: &&str| {
+        let note = TestKey::named(name).sign(draft.text());
+        draft.with(note).unwrap()
+    };
+    names.iter().fold(draft, sign).encode()
 }
 
 pub fn cache() -> CacheRef {

@@ -3,17 +3,21 @@
 
 use futures_util::TryStreamExt as _;
 use futures_util::future::BoxFuture;
+use secrecy::SecretString;
 
 use super::*;
 use crate::access::TokenText;
 use crate::db::backup::{TABLES, rows};
 use crate::db::contributors::ContributorKind;
 use crate::db::testing::{self as rows_of, TestDb, on_each_database};
-use crate::service::testing::{self, Sample, TestService};
+use crate::service::testing::{self, Sample, TestService, new_cache};
 use crate::service::{
-    CacheChange, ContributorChange, KeySource, NewCache, NewSlot, NewWebhook, QuarantineRequest,
-    RotationRequest, TakedownTarget, TokenRequest, Unseal, WebhookChange,
+    BackupTarget, CacheChange, ContributorChange, KeySource, NewRootRequest, NewSlot, NewWebhook,
+    PassphraseChange, QuarantineRequest, RotationRequest, SlotId, SuccessionRequest, TakedownTarget,
+    TokenRequest, Unseal, WebhookChange,
 };
+use crate::succession::testing::{TestKey, signed_draft};
+use crate::vault::{Share, SlotKind};
 
 /// A server on which there is something to be done by an administrator, and what that is done to.
 struct Scene {
@@ -25,6 +29,8 @@ struct Scene {
     samples: Vec<Sample>,
     /// A claim that nobody has spent.
     claim: String,
+    /// Of a slot of the vault: two of three open it.
+    shares: Vec<SecretString>,
 }
 
 impl Scene {
@@ -42,8 +48,10 @@ impl Scene {
         server.service.finish().await.unwrap();
         let claim = server.service.make_admin_claim(&Call::host(), &"admin".parse().unwrap()).await.unwrap();
         let claim = claim.expose().to_owned();
+        let shares = server.service.add_slot(&admin, NewSlot::shares(2, 3).unwrap()).await.unwrap().shares;
+        let shares = shares.iter().map(Share::text).collect();
         let [alice, bob, carl] = tokens.try_into().unwrap_or_else(|_| panic!("three"));
-        Self { server, admin, alice, bob, carl, samples, claim }
+        Self { server, admin, alice, bob, carl, samples, claim, shares }
     }
 
     fn service(&self) -> &Service {
@@ -57,6 +65,12 @@ impl Scene {
     async fn webhook(&self) -> crate::service::WebhookId {
         let all = self.service().list_webhooks(&self.admin).await.unwrap();
         all[0].row.secret.id.parse().unwrap()
+    }
+
+    /// The slots of this kind.
+    async fn slots(&self, kind: SlotKind) -> Vec<SlotId> {
+        let slots = self.service().vault_status(&self.admin).await.unwrap().slots.into_iter();
+        slots.filter(|slot| slot.kind == kind).map(|slot| slot.id.parse().unwrap()).collect()
     }
 
     /// The only key of main in this state.
@@ -74,21 +88,11 @@ fn name(name: &str) -> ContributorName {
     name.parse().unwrap()
 }
 
-fn new_cache(name: &str) -> NewCache {
-    NewCache {
-        name: name.parse().unwrap(),
-        public: true,
-        priority: None,
-        prefix: None,
-        upstreams: None,
-        upstream_paths: None,
-        undeclared_references: None,
-    }
-}
-
 fn because() -> QuarantineRequest {
     QuarantineRequest { reason: "broken into".to_owned(), ..QuarantineRequest::default() }
 }
+
+const PASSPHRASE: &str = "correct horse battery staple";
 
 const CONTRIBUTOR_KEY: &str = "alice-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
 
@@ -191,6 +195,10 @@ fn acts() -> Vec<Done> {
             at.service().edit_webhook(&at.admin, &at.webhook().await, &change).await
         };
         "webhook-remove" => |at| async { at.service().remove_webhook(&at.admin, &at.webhook().await).await };
+        "backup" => |at| async {
+            let target = BackupTarget::File(tokio::fs::File::create("/dev/null").await.unwrap());
+            at.service().back_up(&at.admin, None, target).await.map_err(|error| Error::Internal(error.into()))
+        };
         "vault-slot-add" => |at| async {
             at.service().add_slot(&at.admin, NewSlot::key_file(&[7; 32]).unwrap()).await
         };
@@ -199,7 +207,23 @@ fn acts() -> Vec<Done> {
             let newest = slots.iter().max_by_key(|slot| slot.id.clone()).unwrap();
             at.service().remove_slot(&at.admin, &newest.id.parse().unwrap()).await
         };
+        "vault-slot-add" => |at| async {
+            at.service().add_slot(&at.admin, NewSlot::passphrase(PASSPHRASE).unwrap()).await
+        };
+        "vault-passphrase-change" => |at| async {
+            at.server.clock.advance_seconds(60);
+            let change = PassphraseChange::new(PASSPHRASE, "another horse, another staple").unwrap();
+            at.service().change_passphrase(&at.admin, change).await
+        };
         "vault-kek-rotate" => |at| at.service().rotate_kek(&at.admin);
+        "root-set" => |at| async {
+            let draft = at.service().draft_roots(&at.admin, None, 1, vec![TestKey::named("root").public]).await;
+            at.service().submit_roots(&at.admin, None, &signed_draft(&draft.unwrap(), &["root"])).await
+        };
+        "key-resign" => |at| async {
+            at.service().resign_with(&at.admin, &main(), &at.key(Active).await).await
+        };
+        "key-rotation-abandon" => |at| at.service().abandon_rotation(&at.admin, &MAIN);
         "key-create" => |at| async {
             at.service().create_next_key(&at.admin, &main(), &KeySource::New { name: None }).await
         };
@@ -212,8 +236,24 @@ fn acts() -> Vec<Done> {
         "key-state" => |at| async {
             at.service().compromise_key(&at.admin, &main(), &at.key(Active).await, "stolen").await
         };
+        "key-succession" => |at| async {
+            let asked = SuccessionRequest::default();
+            let draft = at.service().draft_succession(&at.admin, &main(), &asked).await.unwrap();
+            at.service().submit_succession(&at.admin, &main(), &signed_draft(&draft, &["root"])).await
+        };
         "vault-seal" => |at| at.service().seal(&at.admin);
+        "vault-share" => |at| async {
+            at.server.clock.advance_seconds(60);
+            at.service().hand_in_share(&at.admin, &at.shares[0]).await
+        };
+        "vault-share-cancel" => |at| at.service().cancel_shares(&at.admin);
         "vault-unseal" => |at| at.service().unseal(&at.admin, Unseal::Configured);
+        "vault-root-rotate" => |at| async {
+            let mut drop_slots = at.slots(SlotKind::Shamir).await;
+            drop_slots.extend(at.slots(SlotKind::Passphrase).await);
+            let asked = NewRootRequest { drop_slots, ..NewRootRequest::default() };
+            at.service().rotate_root(&at.admin, asked).await
+        };
     }
 }
 

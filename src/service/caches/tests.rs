@@ -1,6 +1,6 @@
 //! Caches and keys: names and places are given once, keys have one meaning each.
 
-use super::super::testing::{TestService, anonymous};
+use super::super::testing::{TestService, anonymous, new_cache};
 use super::*;
 use crate::db::log;
 use crate::db::testing::{self as rows, PUBLIC_KEY, TestDb, on_each_database};
@@ -11,15 +11,7 @@ use crate::vault::NixSecretKey;
 const NIX_KEY: &str = "cache.example-1:uamXrYRALJLi2oaBhwBb9pdqcbKLEyLCrmYNvc8vmmGpulNzUJXvNm28dCiC85srA7yQeiMp34JIK+zqxgwYQw==";
 
 fn new(name: &str, prefix: Option<&str>) -> NewCache {
-    NewCache {
-        name: name.parse().unwrap(),
-        public: false,
-        priority: None,
-        prefix: prefix.map(str::to_owned),
-        upstreams: None,
-        upstream_paths: None,
-        undeclared_references: None,
-    }
+    NewCache { public: false, prefix: prefix.map(str::to_owned), ..new_cache(name) }
 }
 
 fn upstream(url: &str, key: &str) -> Upstream {

@@ -10,8 +10,8 @@ use crate::db::PageBounds;
 use crate::db::key_rotations::{self, RotationStep};
 use crate::db::testing::{TestDb, on_each_database};
 use crate::db::{epoch, log, paths};
-use crate::service::testing::{self, Sample, TestService};
-use crate::service::{NewCache, Rotation, RotationRequest, Unseal};
+use crate::service::testing::{self, Sample, TestService, new_cache};
+use crate::service::{Rotation, RotationRequest, Unseal};
 use crate::storage::CacheObject;
 use crate::tlog::leaf::{Event, Leaf};
 use crate::vault::Sealed;
@@ -139,18 +139,6 @@ impl Desk {
         let page = PageBounds { after: None, limit: 100, descending: false };
         let rows = self.service().unlogged_signatures(&Call::host(), &main(), name, &page).await.unwrap();
         rows.into_iter().map(|row| (row.place, row.subject)).collect()
-    }
-}
-
-fn new_cache(name: &str) -> NewCache {
-    NewCache {
-        name: name.parse().unwrap(),
-        public: true,
-        priority: None,
-        prefix: None,
-        upstreams: None,
-        upstream_paths: None,
-        undeclared_references: None,
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::health::{BEHIND_LEAVES_MAX, BEHIND_MAX};
 use super::*;
 use crate::db::log::LogState;
-use crate::db::testing::{NOON, TestDb, on_each_database};
+use crate::db::testing::{self as rows_of, NOON, TestDb, on_each_database};
 use crate::service::Call;
 use crate::service::testing::{self, Sample, TestService};
 use crate::time::Clock;
@@ -334,6 +334,15 @@ on_each_database! {
         let refused = server.service.clear_log_alarm(&alice, "it is fine").await;
         assert!(matches!(refused, Err(Error::Forbidden)), "{refused:?}");
         assert!(server.service.clear_log_alarm(&admin, " ").await.is_err());
+        // Nor without its row.
+        let mut tx = test.db.begin(Gate::Exclusive).await.unwrap();
+        rows_of::remove_audit(&mut tx).await;
+        tx.commit().await.unwrap();
+        assert!(matches!(server.service.clear_log_alarm(&admin, "looked").await, Err(Error::Internal(_))));
+        let mut tx = test.db.begin(Gate::Exclusive).await.unwrap();
+        rows_of::put_back_audit(&mut tx).await;
+        tx.commit().await.unwrap();
+        stopped(server.push(&alice, &samples[1]).await);
         assert!(server.service.clear_log_alarm(&admin, "looked").await.unwrap().is_some());
         assert_eq!(server.service.clear_log_alarm(&admin, "looked").await.unwrap(), None);
         let found = fork(&again, &mut Published::default()).await;

@@ -141,8 +141,8 @@ impl Service {
 mod tests {
     use super::*;
     use crate::db::testing::{TestDb, on_each_database};
-    use crate::service::testing::TestService;
-    use crate::service::{Call, KeySource, NewCache};
+    use crate::service::testing::{TestService, new_cache};
+    use crate::service::{Call, KeySource};
     use crate::succession::testing::{TestKey, planned, roots, signed};
     use crate::succession::{CacheRef, Statement};
 
@@ -150,15 +150,7 @@ mod tests {
     async fn server(test: &TestDb) -> (TestService, CacheRow) {
         let server = TestService::start(test).await;
         // A cache of its own: of a key that came beside another one, something would be told already.
-        let new = NewCache {
-            name: "told".parse().unwrap(),
-            public: true,
-            priority: None,
-            prefix: None,
-            upstreams: None,
-            upstream_paths: None,
-            undeclared_references: None,
-        };
+        let new = new_cache("told");
         server.service.create_cache(&Call::host(), &new).await.unwrap();
         let source = KeySource::import(&TestKey::named("main-1").nix_secret()).unwrap();
         server.service.create_key(&Call::host(), &new.name, &source).await.unwrap();

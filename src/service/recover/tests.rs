@@ -56,15 +56,7 @@ async fn lost(test: &TestDb) -> Lost {
     let server = TestService::start(test).await;
     let (service, admin) = (server.service.clone(), server.admin().await);
     let main = "main".parse().unwrap();
-    let new = NewCache {
-        name: "secret".parse().unwrap(),
-        public: false,
-        priority: None,
-        prefix: None,
-        upstreams: None,
-        upstream_paths: None,
-        undeclared_references: None,
-    };
+    let new = NewCache { public: false, ..testing::new_cache("secret") };
     service.create_cache(&admin, &new).await.unwrap();
     service.create_key(&admin, &new.name, &KeySource::New { name: None }).await.unwrap();
     let alice = server.contributor("alice", "push:main push:secret").await;

@@ -3,7 +3,7 @@
 use super::*;
 use crate::db::key_successions::{self, NoteRow, RootsOf};
 use crate::service::{NewCache, SuccessionRequest};
-use crate::succession::testing::{TestKey, signed};
+use crate::succession::testing::{TestKey, signed, signed_draft};
 use crate::succession::{
     Chain, Content as _, Document, Draft, Followed, Memory, Reason, RootScope, Roots, Signed, Statement,
     follow,
@@ -49,16 +49,6 @@ async fn leaves_of_successions(desk: &Desk) -> Vec<(String, String)> {
         _ => None,
     });
     of_it.collect()
-}
-
-/// The draft, signed by the keys of these names.
-fn signed_draft(draft: &str, names: &[&str]) -> String {
-    let draft = Draft::parse(draft).unwrap();
-    let sign = |draft: Draft, name: &&str| {
-        let note = TestKey::named(name).sign(draft.text());
-        draft.with(note).unwrap()
-    };
-    names.iter().fold(draft, sign).encode()
 }
 
 /// Root keys for the cache, two of three.
@@ -170,7 +160,7 @@ on_each_database! {
         let desk = Desk::start(test).await;
         let (service, admin) = (desk.service(), desk.server.admin().await);
         let cache: CacheName = "later".parse().unwrap();
-        service.create_cache(&admin, &NewCache { name: cache.clone(), ..new_cache() }).await.unwrap();
+        service.create_cache(&admin, &NewCache { name: cache.clone(), ..other_cache() }).await.unwrap();
         let head = async || service.succession(&testing::anonymous(), &cache).await.unwrap().chain.head();
 
         // The first key of a cache comes after none; and in statements this name would be too long.
@@ -285,7 +275,7 @@ on_each_database! {
         assert_conflict(own, "the server's root keys hold for this cache");
 
         // A cache that comes later has them from its beginning.
-        let later = NewCache { name: "later".parse().unwrap(), public: true, ..new_cache() };
+        let later = NewCache { name: "later".parse().unwrap(), public: true, ..other_cache() };
         service.create_cache(&admin, &later).await.unwrap();
         while service.release_due().await.unwrap() > 0 {}
         // The clock stands still: nothing else would end what this replica has leased.
@@ -316,7 +306,7 @@ on_each_database! {
                 assert!(matches!(denied, Err(Error::Forbidden | Error::Unauthenticated(_))), "{denied:?}");
             }
         }
-        let private = NewCache { name: "team".parse().unwrap(), public: false, ..new_cache() };
+        let private = NewCache { name: "team".parse().unwrap(), public: false, ..other_cache() };
         service.create_cache(&desk.server.admin().await, &private).await.unwrap();
         for call in [&pusher, &testing::anonymous()] {
             let denied = service.succession(call, &private.name).await;
@@ -413,14 +403,6 @@ on_each_database! {
     }
 }
 
-fn new_cache() -> NewCache {
-    NewCache {
-        name: "other".parse().unwrap(),
-        public: true,
-        priority: None,
-        prefix: None,
-        upstreams: Some(Vec::new()),
-        upstream_paths: None,
-        undeclared_references: None,
-    }
+fn other_cache() -> NewCache {
+    NewCache { upstreams: Some(Vec::new()), ..new_cache("other") }
 }
