@@ -58,6 +58,8 @@ pub enum FindingKind {
     NarinfoDiffers,
     /// A path that is to be served has no narinfo.
     NarinfoMissing,
+    /// A cache that leaves tell of openly may not be read, so that nothing in it was looked at.
+    CacheHidden,
     /// A narinfo of a path that a leaf took away.
     NarinfoWithdrawn,
     /// The NAR that a narinfo names is not there.

@@ -188,6 +188,13 @@ impl Client {
         self.file_or_none(self.request(Method::GET, &segments)?, &[403, 404]).await
     }
 
+    /// An object of a cache as it is served; `None` where there is none. The error is of the kind
+    /// [`NotAuthorised`](super::ErrorKind::NotAuthorised) where the cache is private and this client may not pull from it.
+    pub async fn cache_file(&self, path: &str) -> Result<Option<Vec<u8>>, Error> {
+        let segments: Vec<&str> = path.split('/').collect();
+        self.file_or_none(self.request(Method::GET, &segments)?, &[404]).await
+    }
+
     async fn file_or_none(&self, request: RequestBuilder, absent: &[u16]) -> Result<Option<Vec<u8>>, Error> {
         match self.status_and_bytes(request).await? {
             (200, bytes) => Ok(Some(bytes)),

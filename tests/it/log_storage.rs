@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use narvault::api::PathDelete;
+use narvault::api::{CacheEdit, PathDelete};
 use serde_json::{Value, json};
 
 use crate::support::client::TestPath;
@@ -182,6 +182,28 @@ on_each_backend! {
         let answered = as_one(&reader.text, &restored).await;
         check(&answered, &[]);
         assert_eq!(answered.1["narinfos"], 3);
+    }
+
+    async fn a_cache_that_became_private_is_told_of_once_to_who_may_not_pull_from_it(server: TestServer) {
+        filled(&server).await;
+        let reader = server.token("reader", &["pull:main"]).await;
+        let as_one = async |token: Option<&str>| {
+            let mut command = server.site.command(&[]);
+            command.args(["log", "audit", &server.url, "--storage", &server.url, "--json", "--wait", "1s"]);
+            command.env("NARVAULT_URL", &server.url).envs(token.map(|token| ("NARVAULT_TOKEN", token)));
+            let ended = Ended::of(command).await;
+            let answer = serde_json::from_str(&ended.stdout).unwrap_or_else(|_| panic!("{ended:?}"));
+            (ended, answer)
+        };
+        check(&as_one(None).await, &[]);
+
+        let private = CacheEdit { public: Some(false), ..CacheEdit::default() };
+        server.admin().cache_edit("main", &private).await.unwrap();
+
+        let answered = as_one(None).await;
+        check(&answered, &[("cache-hidden", "main")]);
+        assert!(findings(&answered)[0].1.contains("2 paths were not looked at"), "{answered:?}");
+        check(&as_one(Some(&reader.text)).await, &[]);
     }
 
     async fn what_nix_does_not_sign_is_looked_at_too(server: TestServer) {

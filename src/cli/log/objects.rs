@@ -4,7 +4,7 @@
 //! Never writes, and never reads a NAR. What does not agree is looked at once more against the newest checkpoint, because
 //! a server goes on meanwhile.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -13,8 +13,8 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use super::super::Context;
 use super::super::failure::{Exit, Failure};
 use super::place::{LogPlace, Named, in_folder_or_none};
-use crate::client::Client;
 use crate::client::audit::{Auditor, Fault, FindingKind};
+use crate::client::{Client, ErrorKind};
 use crate::nix::narinfo::NARINFO_SIZE_BYTES_MAX;
 use crate::nix::store_path::StorePathHash;
 use crate::storage::{CacheObject, Folder, ObjectKey, Prefix, Storage, StorageError};
@@ -70,24 +70,28 @@ impl Objects {
         }
     }
 
-    /// An object as it is; `None` if there is none.
-    async fn read(&self, name: &str) -> Result<Option<Vec<u8>>, Failure> {
-        match self {
-            Self::Server(client) => Ok(client.web_file(name).await?),
+    /// An object as it is.
+    async fn read(&self, name: &str) -> Result<Object, Failure> {
+        let read = match self {
+            Self::Server(client) => match client.cache_file(name).await {
+                Err(error) if error.kind() == ErrorKind::NotAuthorised => return Ok(Object::Hidden),
+                read => read?,
+            },
             Self::Folder(path) => match self.size(name).await? {
-                Some(size) if size > OBJECT_SIZE_BYTES_MAX as u64 => Ok(Some(too_large())),
-                Some(_) => in_folder_or_none(&path.join(name)).await,
-                None => Ok(None),
+                Some(size) if size > OBJECT_SIZE_BYTES_MAX as u64 => Some(too_large()),
+                Some(_) => in_folder_or_none(&path.join(name)).await?,
+                None => None,
             },
             Self::Bucket(storage) => {
-                let Ok(key) = name.parse() else { return Ok(None) };
+                let Ok(key) = name.parse() else { return Ok(Object::Absent) };
                 match storage.read(&key, OBJECT_SIZE_BYTES_MAX).await {
-                    Ok(read) => Ok(read.map(Vec::from)),
-                    Err(StorageError::Damaged(_)) => Ok(Some(too_large())),
-                    Err(error) => Err(unreachable(error)),
+                    Ok(read) => read.map(Vec::from),
+                    Err(StorageError::Damaged(_)) => Some(too_large()),
+                    Err(error) => return Err(unreachable(error)),
                 }
             }
-        }
+        };
+        Ok(read.map_or(Object::Absent, Object::There))
     }
 
     /// The size of an object, as it is now.
@@ -107,18 +111,29 @@ impl Objects {
     }
 }
 
+/// What is found where an object belongs.
+enum Object {
+    There(Vec<u8>),
+    Absent,
+    /// The cache is private, and this machine may not pull from it.
+    Hidden,
+}
+
 /// What does not agree so far, and is to be looked at again.
 pub struct Held<'a> {
     objects: &'a Objects,
     /// Of NARs, while the listing is fresh.
     sizes: HashMap<String, u64>,
     suspects: BTreeSet<String>,
+    /// Prefixes of caches that may not be read.
+    hidden: BTreeSet<String>,
 }
 
 impl<'a> Held<'a> {
     /// Holds everything that lies there against the leaves that `auditor` has seen.
     pub async fn look(objects: &'a Objects, auditor: &mut Auditor) -> Result<Self, Failure> {
-        let mut held = Self { objects, sizes: HashMap::new(), suspects: BTreeSet::new() };
+        let (sizes, suspects, hidden) = (HashMap::new(), BTreeSet::new(), BTreeSet::new());
+        let mut held = Self { objects, sizes, suspects, hidden };
         let mut names = Vec::new();
         let listed = objects.list().await?;
         let can_list = listed.is_some();
@@ -158,14 +173,25 @@ impl<'a> Held<'a> {
         for (name, fault) in self.judge_suspects(auditor).await? {
             auditor.finding(fault.kind, fault.leaf, format!("{name}: {}", fault.what));
         }
+        let mut hidden: BTreeMap<_, (u64, u64)> = BTreeMap::new();
         for one in auditor.awaited() {
+            if self.hidden.contains(&one.cache) {
+                hidden.entry(one.cache).or_insert((one.leaf, 0)).1 += 1;
+                continue;
+            }
             let what = format!("{}: it is not there", narinfo(&one.cache, one.hash));
             auditor.finding(FindingKind::NarinfoMissing, Some(one.leaf), what);
+        }
+        for (cache, (leaf, paths)) in hidden {
+            let what = format!(
+                "{cache}: {paths} paths were not looked at: the cache is private now; log in with a token that may pull from it"
+            );
+            auditor.finding(FindingKind::CacheHidden, Some(leaf), what);
         }
         Ok(())
     }
 
-    async fn judge_suspects(&self, auditor: &mut Auditor) -> Result<Vec<(String, Fault)>, Failure> {
+    async fn judge_suspects(&mut self, auditor: &mut Auditor) -> Result<Vec<(String, Fault)>, Failure> {
         let mut names = self.suspects.clone();
         names.extend(auditor.awaited().iter().map(|one| narinfo(&one.cache, one.hash)));
         self.judge_all(names, auditor).await
@@ -173,19 +199,29 @@ impl<'a> Held<'a> {
 
     /// Reads objects, many at once, and judges one after the other.
     async fn judge_all(
-        &self,
+        &mut self,
         names: impl IntoIterator<Item = String>,
         auditor: &mut Auditor,
     ) -> Result<Vec<(String, Fault)>, Failure> {
+        let objects = self.objects;
         let read = async |name: String| {
-            let body = self.objects.read(&name).await?;
-            Ok::<_, Failure>((name, body))
+            let object = objects.read(&name).await?;
+            Ok::<_, Failure>((name, object))
         };
-        let mut bodies = stream::iter(names.into_iter().map(read)).buffer_unordered(READS_AT_ONCE);
+        let mut read = stream::iter(names.into_iter().map(read)).buffer_unordered(READS_AT_ONCE);
         let mut found = Vec::new();
-        while let Some((name, body)) = bodies.try_next().await? {
-            // What is gone meanwhile is nobody's, unless it is awaited.
-            let Some(body) = body else { continue };
+        while let Some((name, object)) = read.try_next().await? {
+            let body = match object {
+                Object::There(body) => body,
+                // What is gone meanwhile is nobody's, unless it is awaited.
+                Object::Absent => continue,
+                Object::Hidden => {
+                    if let Ok(ObjectKey::Cache(prefix, _)) = name.parse() {
+                        self.hidden.insert(prefix.to_string());
+                    }
+                    continue;
+                }
+            };
             let faults = self.judge(&name, &body, auditor).await?;
             found.extend(faults.into_iter().map(|fault| (name.clone(), fault)));
         }
