@@ -24,8 +24,8 @@ use crate::time::Timestamp;
 ///
 /// Their tokens die, and those that these issued; evidence by them since then counts no longer; paths that rest on
 /// it alone are withdrawn: 404, and their narinfos leave the storage. Paths with other evidence, or a valid signature
-/// of an upstream, stay. Answers when the narinfos are gone, at most `limits.takedown_answer_seconds` (60); the server goes on with the rest. Doing it
-/// again changes nothing. Works while the vault is sealed.
+/// of an upstream, stay. Answers when the narinfos are gone, or after `limits.takedown_answer_seconds` (60); the server
+/// goes on with the rest. Doing it again changes nothing. Works while the vault is sealed.
 #[utoipa::path(
     post, path = "/api/v1/contributors/{name}/quarantine", operation_id = "contributor_quarantine",
     tag = "contributors",
