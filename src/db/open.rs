@@ -162,6 +162,7 @@ impl Db {
     }
 
     /// Whether this is the embedded database.
+    #[cfg(test)]
     pub fn is_sqlite(&self) -> bool {
         matches!(self.connections, Connections::Sqlite { .. })
     }

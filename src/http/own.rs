@@ -34,7 +34,7 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
     ::metrics::gauge!("narvault_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     ::metrics::gauge!("narvault_vault_open").set(if app.service.is_open() { 1.0 } else { 0.0 });
     ::metrics::gauge!("narvault_log_forked").set(if app.service.is_log_forked() { 1.0 } else { 0.0 });
-    let waits_for_kms = app.service.waits_for_kms();
+    let waits_for_kms = app.service.kms_wait().is_some();
     ::metrics::gauge!("narvault_vault_waiting_for_kms").set(if waits_for_kms { 1.0 } else { 0.0 });
     match app.service.outbox_backlog().await {
         Ok(backlog) => {

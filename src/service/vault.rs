@@ -190,8 +190,7 @@ impl Service {
         let row = cluster::read(&mut connection).await?.ok_or(Error::NotFound("vault"))?;
         let (mut slots, mut shares, mut kms_wait) = (Vec::new(), Vec::new(), None);
         if call.caller.require(&Action::Administer).is_ok() {
-            // One that was opened otherwise notices at the next try.
-            kms_wait = self.inner.door.kms_wait().filter(|_| !self.is_open());
+            kms_wait = self.kms_wait();
             slots = vault::slots(&mut connection).await?;
             shares = self.inner.door.gathered.shown(row.seal_epoch, self.inner.clock.now());
         }
@@ -208,9 +207,10 @@ impl Service {
         })
     }
 
-    /// Whether this replica asks KMS again and again to open the vault.
-    pub fn waits_for_kms(&self) -> bool {
-        !self.is_open() && self.inner.door.kms_wait().is_some()
+    /// What this replica asks of KMS again and again to open the vault, if it does.
+    pub fn kms_wait(&self) -> Option<KmsWait> {
+        // One that was opened otherwise notices at the next try.
+        self.inner.door.kms_wait().filter(|_| !self.is_open())
     }
 
     /// Seals every replica until somebody unseals it; this one at once, the others within a second.
