@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::push::{done, noise, noisy, pulled_unchanged, push, pusher, store_path, summary};
 use crate::support::nix::{Nix, require_nix};
 use crate::support::proxy::{Hazard, Manners, Proxy, REFUSAL_DETAIL};
-use crate::support::server::{Backend, TestServer, on_each_backend};
+use crate::support::server::{Backend, Ended, TestServer, on_each_backend};
 
 /// Kills a push once the server has accepted so many files and parts, pushes again, and counts.
 async fn interrupted(server: &TestServer, nix: &Nix, paths_and_size: (usize, usize), hold_after: usize) {
@@ -214,16 +214,22 @@ on_each_backend! {
     }
 }
 
+/// So many files, pushed by a proxy that asks to wait for so many seconds with one of them.
+async fn pushed_past_a_wait(nix: &Nix, files: usize, seconds: u64) -> (TestServer, Proxy, Ended) {
+    let server = TestServer::start(Backend::SQLITE_DISK).await.unwrap();
+    let (alice, token) = pusher(nix, &server).await;
+    let paths = noisy(&alice, files, 20_000).await;
+    let manners = Manners { postpone_file: Some(seconds), ..Manners::default() };
+    let proxy = Proxy::before(&server.url, manners).await;
+    let arguments: Vec<&str> = ["main"].into_iter().chain(paths.iter().map(String::as_str)).collect();
+    let ended = push(&alice, &proxy.url, &token, &arguments).await;
+    (server, proxy, ended)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_that_the_server_asks_to_wait_with_is_waited_with_alone() {
     let nix = require_nix!();
-    let server = TestServer::start(Backend::SQLITE_DISK).await.unwrap();
-    let (alice, token) = pusher(&nix, &server).await;
-    let paths = noisy(&alice, 3, 20_000).await;
-    let proxy = Proxy::before(&server.url, Manners { postpone_file: Some(2), ..Manners::default() }).await;
-    let arguments: Vec<&str> = ["main"].into_iter().chain(paths.iter().map(String::as_str)).collect();
-
-    let ended = push(&alice, &proxy.url, &token, &arguments).await;
+    let (server, proxy, ended) = pushed_past_a_wait(&nix, 3, 2).await;
 
     assert!(summary(&ended).starts_with("3 new, 0 already there"), "{ended:?}");
     assert!(ended.stderr.contains(&format!("{REFUSAL_DETAIL}; trying again in 2.")), "{ended:?}");
@@ -239,13 +245,7 @@ async fn a_file_that_the_server_asks_to_wait_with_is_waited_with_alone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_that_is_to_be_waited_with_for_too_long_ends_the_push_with_their_words() {
     let nix = require_nix!();
-    let server = TestServer::start(Backend::SQLITE_DISK).await.unwrap();
-    let (alice, token) = pusher(&nix, &server).await;
-    let paths = noisy(&alice, 2, 20_000).await;
-    let proxy = Proxy::before(&server.url, Manners { postpone_file: Some(301), ..Manners::default() }).await;
-    let arguments: Vec<&str> = ["main"].into_iter().chain(paths.iter().map(String::as_str)).collect();
-
-    let ended = push(&alice, &proxy.url, &token, &arguments).await;
+    let (server, _proxy, ended) = pushed_past_a_wait(&nix, 2, 301).await;
 
     assert_eq!(ended.code, Some(1), "{ended:?}");
     let told = format!("error: {REFUSAL_DETAIL}\nhint: run the same again after 301 s, as the answer asks\n");
