@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use narvault::cli::server::Server;
-use narvault::client::Client;
+use narvault::client::{Client, ErrorKind};
 use narvault::config::{Config, Flags};
 use narvault::nix::hash::Sha256Digest;
 use narvault::time::Clock;
@@ -86,7 +86,8 @@ async fn proofs(data: &Path, leaves: u64) {
     let url = format!("http://{}", server.http.address);
     let client = Client::new(url.parse().expect("its address"), None, false).expect("a client");
     let last = hashes.last().expect("some paths").clone();
-    while client.path_proof("main", &last, &Default::default()).await.is_err() {
+    while let Err(error) = client.path_proof("main", &last, &Default::default()).await {
+        assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     println!("published them in {:.1} s", started.elapsed().as_secs_f64());
@@ -166,7 +167,7 @@ async fn fill(database: &Path, leaves: u64) -> Vec<String> {
         sqlx::query(
             "INSERT INTO claims (id, path_id, claim_sha256, store_path, nar_hash, nar_size, refs, file_hash, ext, \
              compression, file_size, undeclared_refs, unfound_refs, created_at) \
-             VALUES ($1, $1, $2, $3, $2, 1, $4, $2, '', 'none', 1, '', '', 1)",
+             VALUES ($1, $1, $2, $3, $2, 1, $4, $2, 'nar', 'none', 1, '', '', 1)",
         )
         .bind(format!("path-{index}"))
         .bind(&file)

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use narvault::service::{FIRST_CACHE, KeyLimits, KeySource, RotationStep};
 use support::{Failure, Sample};
 
-/// As many as may wait for storage before signing again rests.
-const PATHS: u64 = 2000;
+/// Fewer than may wait for storage before signing again rests, the batch that finds the end among them.
+const PATHS: u64 = 1500;
 const ROUNDS: u64 = 3;
 
 #[tokio::main]
