@@ -98,13 +98,16 @@ impl Disk {
         self.here("write a file", || self.write(&bytes)?.rename(&key.to_string()))
     }
 
-    pub(super) fn put_soon(self: &Arc<Self>, key: &ObjectKey, bytes: Bytes) -> Result<()> {
-        self.here("write a file", || {
-            let name = key.to_string();
-            self.write(&bytes)?.place(&name)?;
-            lock(&self.unsettled).insert(folder_of(&name).to_owned(), name);
+    pub(super) async fn put_soon(self: &Arc<Self>, key: &ObjectKey, bytes: Bytes) -> Result<()> {
+        let (disk, name) = (self.clone(), key.to_string());
+        // Many are written at once by one task.
+        blocking("write a file", move || {
+            disk.write(&bytes)?.place(&name)?;
+            let folder = folder_of(&name).to_owned();
+            lock(&disk.unsettled).insert(folder, name);
             Ok(())
         })
+        .await
     }
 
     pub(super) fn settle(self: &Arc<Self>) -> Result<()> {

@@ -120,7 +120,7 @@ impl Storage {
     /// whoever writes many and knows which to write once more.
     pub async fn put_soon(&self, key: &ObjectKey, bytes: Bytes) -> Result<()> {
         match &self.backend {
-            Backend::Disk(disk) => disk.put_soon(key, bytes),
+            Backend::Disk(disk) => disk.put_soon(key, bytes).await,
             Backend::S3(s3) => s3.put(key, bytes).await,
         }
     }
