@@ -72,6 +72,8 @@ pub(super) struct Disk {
     lasting: Mutex<HashSet<String>>,
     /// Names of files whose folders are still to be synced, one for each folder.
     unsettled: Mutex<HashMap<String, String>>,
+    /// Calls to the file system that flush the disk, and those that do not: one kind says nothing of the other.
+    flushes: Short,
     calls: Short,
 }
 
@@ -86,8 +88,8 @@ impl Disk {
             // Sealed, and nobody else's business all the same.
             make_folder(&own, "backups", TEMPORARY_FOLDER_MODE)?;
             let (files, lasting) = (AtomicU64::new(0), Mutex::default());
-            let (unsettled, calls) = (Mutex::default(), Short::default());
-            let disk = Self { path, root, temporary, instance, files, lasting, unsettled, calls };
+            let (unsettled, flushes, calls) = (Mutex::default(), Short::default(), Short::default());
+            let disk = Self { path, root, temporary, instance, files, lasting, unsettled, flushes, calls };
             disk.remove_stale(None)?;
             Ok(Arc::new(disk))
         })
@@ -95,7 +97,7 @@ impl Disk {
     }
 
     pub(super) fn put(self: &Arc<Self>, key: &ObjectKey, bytes: Bytes) -> Result<()> {
-        self.here("write a file", || self.write(&bytes)?.rename(&key.to_string()))
+        self.flushed("write a file", || self.write(&bytes)?.rename(&key.to_string()))
     }
 
     pub(super) async fn put_soon(self: &Arc<Self>, key: &ObjectKey, bytes: Bytes) -> Result<()> {
@@ -111,7 +113,7 @@ impl Disk {
     }
 
     pub(super) fn settle(self: &Arc<Self>) -> Result<()> {
-        self.here("sync folders", || {
+        self.flushed("sync folders", || {
             let names = std::mem::take(&mut *lock(&self.unsettled));
             let mut left = names.iter();
             let settled = left.try_for_each(|(_, name)| self.sync_folders(name));
@@ -131,7 +133,7 @@ impl Disk {
         if objects.len() == 1
             && let Some((key, bytes)) = objects.pop()
         {
-            let written = self.here("write a file", || self.write(&bytes));
+            let written = self.flushed("write a file", || self.write(&bytes));
             return vec![written.map(|temporary| DiskSealed { temporary, name: key.to_string() })];
         }
         let write = |(key, bytes): (ObjectKey, Bytes)| {
@@ -145,7 +147,7 @@ impl Disk {
 
     /// Makes written files objects, all at once.
     pub(super) fn place_all(self: &Arc<Self>, written: Vec<Result<DiskSealed>>) -> Vec<Result<()>> {
-        self.calls.run(|| self.rename_all(written))
+        self.flushes.run(|| self.rename_all(written))
     }
 
     pub(super) fn upload(self: &Arc<Self>, key: &ObjectKey) -> Result<DiskUpload> {
@@ -231,6 +233,11 @@ impl Disk {
     /// Runs such calls where the caller is: most take less time than the way to another thread and back.
     fn here<T>(&self, action: &'static str, work: impl FnOnce() -> io::Result<T>) -> Result<T> {
         self.calls.run(work).map_err(|source| StorageError::from_io(action, source))
+    }
+
+    /// The same for calls that flush.
+    fn flushed<T>(&self, action: &'static str, work: impl FnOnce() -> io::Result<T>) -> Result<T> {
+        self.flushes.run(work).map_err(|source| StorageError::from_io(action, source))
     }
 
     /// Makes durable that a file stands under this name.
@@ -371,7 +378,8 @@ fn make_root(root: &Path) -> io::Result<()> {
     }
 }
 
-/// Runs calls to the file system on a thread of their own: those that take long, or that are not waited for to their end.
+/// Runs calls to the file system on a thread of their own: those that take long, that one task makes many of at once, or
+/// that are not waited for to their end.
 async fn blocking<T: Send + 'static>(
     action: &'static str,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,

@@ -198,6 +198,6 @@ impl DiskUpload {
 impl DiskSealed {
     pub(in crate::storage) fn complete(self) -> Result<()> {
         let disk = self.temporary.disk.clone();
-        disk.here("name a file", || self.temporary.rename(&self.name))
+        disk.flushed("name a file", || self.temporary.rename(&self.name))
     }
 }
