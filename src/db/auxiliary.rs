@@ -252,13 +252,12 @@ pub async fn put_aside(
          AND a.subject = r.value ->> 'subject' AND a.visible_at IS NOT NULL ON CONFLICT (id) DO NOTHING"
     );
     sqlx::query(copy).bind(cache.to_string()).bind(&rows).execute(&mut *connection).await?;
-    let take = Dialect::of(connection).pick(
-        "DELETE FROM auxiliary WHERE id IN (SELECT a.id FROM json_array_elements($2::json) AS r (value) \
-         CROSS JOIN auxiliary a WHERE a.cache_id = $1 AND a.kind = r.value ->> 'kind' \
-         AND a.subject = r.value ->> 'subject' AND a.visible_at IS NOT NULL) RETURNING kind, name",
-        "DELETE FROM auxiliary WHERE id IN (SELECT a.id FROM json_each($2) AS r \
-         CROSS JOIN auxiliary a WHERE a.cache_id = $1 AND a.kind = r.value ->> 'kind' \
-         AND a.subject = r.value ->> 'subject' AND a.visible_at IS NOT NULL) RETURNING kind, name",
+    let take = with_json_rows!(
+        connection,
+        "DELETE FROM auxiliary WHERE id IN (SELECT a.id",
+        "$2",
+        "CROSS JOIN auxiliary a WHERE a.cache_id = $1 AND a.kind = r.value ->> 'kind' \
+         AND a.subject = r.value ->> 'subject' AND a.visible_at IS NOT NULL) RETURNING kind, name"
     );
     let taken: Vec<(String, String)> =
         sqlx::query_as(take).bind(cache.to_string()).bind(rows).fetch_all(connection).await?;
