@@ -34,6 +34,21 @@ pub struct NewCache {
     pub undeclared_references: Option<UndeclaredReferences>,
 }
 
+impl NewCache {
+    /// A public one, and else the default.
+    pub fn named(name: CacheName) -> Self {
+        Self {
+            name,
+            public: true,
+            priority: None,
+            prefix: None,
+            upstreams: None,
+            upstream_paths: None,
+            undeclared_references: None,
+        }
+    }
+}
+
 /// What may change of a cache. `None`: stays.
 #[derive(Debug, Clone, Default)]
 pub struct CacheChange {

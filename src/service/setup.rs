@@ -129,15 +129,7 @@ impl Service {
         let token_key = self.insert_server_key(&mut tx, Purpose::Token, token_name, now).await?;
 
         let name: CacheName = FIRST_CACHE.parse().map_err(|error| Rejection::value("name", error))?;
-        let new = NewCache {
-            name: name.clone(),
-            public: true,
-            priority: None,
-            prefix: None,
-            upstreams: None,
-            upstream_paths: None,
-            undeclared_references: None,
-        };
+        let new = NewCache::named(name.clone());
         let (cache, objects) = self.insert_cache(&mut tx, &new, now).await?;
         let source = KeySource::New { name: None };
         let (host, state) = (Call::host(), KeyState::Active);

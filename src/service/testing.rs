@@ -24,15 +24,7 @@ use crate::witness::Witness;
 
 /// A public cache without anything of its own but a name.
 pub fn new_cache(name: &str) -> NewCache {
-    NewCache {
-        name: name.parse().unwrap(),
-        public: true,
-        priority: None,
-        prefix: None,
-        upstreams: None,
-        upstream_paths: None,
-        undeclared_references: None,
-    }
+    NewCache::named(name.parse().unwrap())
 }
 
 /// An open service and the admin's token.
