@@ -193,7 +193,9 @@ impl<'a> Held<'a> {
 
     async fn judge_suspects(&mut self, auditor: &mut Auditor) -> Result<Vec<(String, Fault)>, Failure> {
         let mut names = self.suspects.clone();
-        names.extend(auditor.awaited().iter().map(|one| narinfo(&one.cache, one.hash)));
+        // What may not be read is not asked for again.
+        let awaited = auditor.awaited().into_iter().filter(|one| !self.hidden.contains(&one.cache));
+        names.extend(awaited.map(|one| narinfo(&one.cache, one.hash)));
         self.judge_all(names, auditor).await
     }
 
