@@ -4,7 +4,7 @@
 //! at that moment. A lease that ended by expiry leaves the row to be done once more, after the last
 //! moment at which the stalled holder's write can still land.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
@@ -140,41 +140,61 @@ impl Row {
     }
 }
 
-/// Leases one named row, if it is due and free.
-pub async fn lease_one(
+macro_rules! lease_sql {
+    ($objects:literal, $skip:literal) => {
+        concat!(
+            "UPDATE outbox SET redo_at = CASE WHEN lease_until IS NOT NULL THEN $4 \
+             WHEN redo_at <= $5 THEN NULL ELSE redo_at END, \
+             lease_owner = $2, lease_until = $3, attempts = attempts + 1 \
+             WHERE object IN (SELECT object FROM outbox WHERE object IN (",
+            $objects,
+            ") AND not_before <= $5 AND (lease_until IS NULL OR lease_until < $5)",
+            $skip,
+            ") RETURNING object, kind, cache_id, subject, generation, attempts, lease_until"
+        )
+    };
+}
+
+/// Leases named rows, as far as they are due and free. One that somebody changes at this moment is not waited for.
+pub async fn lease(
     connection: &mut Connection,
-    object: &str,
+    objects: impl IntoIterator<Item = impl AsRef<str>>,
     terms: &LeaseTerms,
     now: Timestamp,
-) -> Result<Option<Leased>> {
-    let row: Option<Row> = sqlx::query_as(
-        "UPDATE outbox SET redo_at = CASE WHEN lease_until IS NOT NULL THEN $4 \
-         WHEN redo_at <= $5 THEN NULL ELSE redo_at END, \
-         lease_owner = $2, lease_until = $3, attempts = attempts + 1 \
-         WHERE object = $1 AND not_before <= $5 AND (lease_until IS NULL OR lease_until < $5) \
-         RETURNING object, kind, cache_id, subject, generation, attempts, lease_until",
-    )
-    .bind(object)
-    .bind(&terms.owner)
-    .bind(now.plus_millis(terms.lease_millis).0)
-    .bind(now.plus_millis(terms.attempt_millis_max).0)
-    .bind(now.0)
-    .fetch_optional(connection)
-    .await?;
-    Ok(row.and_then(Row::read))
+) -> Result<Vec<Leased>> {
+    let statement = Dialect::of(connection).pick(
+        lease_sql!("SELECT json_array_elements_text($1::json)", " FOR UPDATE SKIP LOCKED"),
+        lease_sql!("SELECT value FROM json_each($1)", ""),
+    );
+    let rows: Vec<Row> = sqlx::query_as(statement)
+        .bind(json_list(objects))
+        .bind(&terms.owner)
+        .bind(now.plus_millis(terms.lease_millis).0)
+        .bind(now.plus_millis(terms.attempt_millis_max).0)
+        .bind(now.0)
+        .fetch_all(connection)
+        .await?;
+    Ok(rows.into_iter().filter_map(Row::read).collect())
+}
+
+/// An object that is due and free.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct Due {
+    pub object: String,
+    pub cache_id: String,
 }
 
 /// Objects that are due and free, oldest first.
-pub async fn due(connection: &mut Connection, now: Timestamp, limit: i64) -> Result<Vec<String>> {
-    let rows: Vec<(String,)> = sqlx::query_as(
-        "SELECT object FROM outbox WHERE not_before <= $1 AND (lease_until IS NULL OR lease_until < $1) \
+pub async fn due(connection: &mut Connection, now: Timestamp, limit: i64) -> Result<Vec<Due>> {
+    let rows = sqlx::query_as(
+        "SELECT object, cache_id FROM outbox WHERE not_before <= $1 AND (lease_until IS NULL OR lease_until < $1) \
          ORDER BY not_before ASC, enqueued_at ASC LIMIT $2",
     )
     .bind(now.0)
     .bind(limit)
     .fetch_all(connection)
     .await?;
-    Ok(rows.into_iter().map(|(object,)| object).collect())
+    Ok(rows)
 }
 
 /// Clears the rows that were done, unless they were asked for again meanwhile, or a stalled earlier
@@ -263,33 +283,42 @@ pub async fn waiting_narinfos(
         .collect()
 }
 
-/// The published paths of this cache whose narinfos wait, and which refer to this path, be it by way of others that
-/// wait as well: their hashes.
-pub async fn waiting_referrers(
+/// Of these paths, and of those that they refer to, be it by way of others: which refers to which, as far as both are
+/// published in this cache and the narinfo of the second waits. A path is not told to refer to itself.
+pub async fn waiting_references(
     connection: &mut Connection,
     cache_id: &str,
-    hash: StorePathHash,
-) -> Result<HashSet<StorePathHash>> {
-    let rows: Vec<(String,)> = sqlx::query_as(
-        "WITH RECURSIVE referrers (hash) AS ( \
-         SELECT p.hash FROM path_refs r JOIN claims c ON c.id = r.claim_id \
-         JOIN paths p ON p.id = c.path_id AND p.claim_id = c.id AND p.state = 'published' \
-         JOIN outbox o ON o.subject = p.hash AND o.kind = 'narinfo' AND o.cache_id = p.cache_id \
-         WHERE r.ref_hash = $2 AND p.cache_id = $1 \
-         UNION \
-         SELECT p.hash FROM referrers f JOIN path_refs r ON r.ref_hash = f.hash \
-         JOIN claims c ON c.id = r.claim_id \
-         JOIN paths p ON p.id = c.path_id AND p.claim_id = c.id AND p.state = 'published' \
-         JOIN outbox o ON o.subject = p.hash AND o.kind = 'narinfo' AND o.cache_id = p.cache_id \
-         WHERE p.cache_id = $1) SELECT hash FROM referrers",
-    )
-    .bind(cache_id)
-    .bind(hash.as_str())
-    .fetch_all(connection)
-    .await?;
-    let read = |(hash,): (String,)| hash.parse().map_err(|_| corrupt("paths", "hash", &hash));
-    rows.into_iter().map(read).collect()
+    hashes: impl IntoIterator<Item = StorePathHash>,
+) -> Result<Vec<(StorePathHash, StorePathHash)>> {
+    let statement = Dialect::of(connection).pick(
+        waiting_references_sql!("SELECT json_array_elements_text($2::json)"),
+        waiting_references_sql!("SELECT value FROM json_each($2)"),
+    );
+    let hashes = json_list(hashes.into_iter().map(|hash| hash.to_string()));
+    let rows: Vec<(String, String)> =
+        sqlx::query_as(statement).bind(cache_id).bind(hashes).fetch_all(connection).await?;
+    let read = |hash: &str| hash.parse().map_err(|_| corrupt("path_refs", "ref_hash", hash));
+    rows.iter().map(|(from, to)| Ok((read(from)?, read(to)?))).collect()
 }
+
+macro_rules! waiting_references_sql {
+    ($hashes:literal) => {
+        concat!(
+            "WITH RECURSIVE reached (hash) AS (",
+            $hashes,
+            " UNION SELECT r.ref_hash FROM reached f ",
+            waiting_references_sql!(),
+            ") SELECT f.hash, r.ref_hash FROM reached f ",
+            waiting_references_sql!(),
+        )
+    };
+    () => {
+        "CROSS JOIN paths p CROSS JOIN path_refs r CROSS JOIN outbox o WHERE p.cache_id = $1 AND p.hash = f.hash \
+         AND p.state = 'published' AND r.claim_id = p.claim_id AND r.ref_hash <> f.hash \
+         AND o.subject = r.ref_hash AND o.kind = 'narinfo' AND o.cache_id = $1"
+    };
+}
+use waiting_references_sql;
 
 /// Whether an object waits, leased or not.
 pub async fn waits(connection: &mut Connection, object: &str) -> Result<bool> {

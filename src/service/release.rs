@@ -8,12 +8,12 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{StreamExt as _, stream};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::order::Order;
 use super::{Error, Result, Service};
 use crate::access::CacheId;
 use crate::db::auxiliary::{self, AuxiliaryKind};
@@ -206,34 +206,39 @@ impl Service {
         while !narinfos.is_empty() {
             let rest = narinfos.split_off(narinfos.len().min(self.inner.storage.puts_at_once()));
             let begun = std::mem::replace(&mut narinfos, rest);
-            self.release_narinfos(begun, &mut left).await;
+            let unwritten = self.release_narinfos(begun, &Order::default()).await.left.into_iter();
+            left.extend(unwritten.map(|leased| {
+                let object = leased.object.clone();
+                Wanted { object, leased: Some(leased), fresh: None }
+            }));
         }
         left
     }
 
-    /// Writes narinfos whose writes begin at once; what cannot be done like this is added to `left`.
-    async fn release_narinfos(&self, leased: Vec<Leased>, left: &mut Vec<Wanted>) {
-        let rendered = self.render_narinfos(&leased).await;
-        let (mut writing, mut puts) = (Vec::new(), Vec::new());
+    /// Writes narinfos of one cache, whose writes begin at once.
+    async fn release_narinfos(&self, leased: Vec<Leased>, order: &Order) -> Together {
+        let rendered = self.render_narinfos(&leased, order).await;
+        let (mut writing, mut puts, mut left) = (Vec::new(), Vec::new(), Vec::new());
         for (leased, rendered) in leased.into_iter().zip(rendered) {
             match rendered {
                 Ok(Rendered::Write(key, body)) if self.lasts(&leased) => {
                     puts.push((key, body));
                     writing.push(leased);
                 }
-                // One by one it is waited for, deleted, tried again or given back, whatever it needs.
-                _ => {
-                    let object = leased.object.clone();
-                    left.push(Wanted { object, leased: Some(leased), fresh: None });
-                }
+                _ => left.push(leased),
             }
         }
+        let mut written = 0;
         for (leased, put) in writing.into_iter().zip(self.inner.storage.put_all(puts).await) {
             match put {
-                Ok(()) => self.inner.finishing.add(leased),
+                Ok(()) => {
+                    self.inner.finishing.add(leased);
+                    written += 1;
+                }
                 Err(error) => self.give_back(&leased, &error.into()).await,
             }
         }
+        Together { written, left }
     }
 
     /// Whether the longest write would end before the lease does.
@@ -337,10 +342,22 @@ impl Service {
         }
         let mut tx = self.inner.db.begin_lazy(Gate::Around).await?;
         let now = self.inner.clock.now();
-        let leased = outbox::lease_one(&mut tx, object, &self.inner.lease_terms, now).await?;
+        let leased = outbox::lease(&mut tx, [object], &self.inner.lease_terms, now).await?.pop();
         let waits = leased.is_some() || outbox::waits(&mut tx, object).await?;
         tx.commit().await?;
         Ok(leased.ok_or(if waits { Done::Later } else { Done::Yes }))
+    }
+
+    /// Leases those of many objects that are due and free.
+    async fn lease_all(&self, objects: &[String]) -> Result<Vec<Leased>> {
+        if objects.iter().any(|object| self.inner.finishing.holds(object)) {
+            self.finish().await?;
+        }
+        let mut tx = self.inner.db.begin_lazy(Gate::Around).await?;
+        let now = self.inner.clock.now();
+        let leased = outbox::lease(&mut tx, objects, &self.inner.lease_terms, now).await?;
+        tx.commit().await?;
+        Ok(leased)
     }
 
     /// Clears the rows of what was written, in one transaction, once it is certain to last.
@@ -390,7 +407,8 @@ impl Service {
         let body = match object {
             CacheObject::Narinfo(_) if fresh.is_some() => fresh,
             CacheObject::Narinfo(_) => {
-                let mut rendered = self.render_narinfos(std::slice::from_ref(leased)).await;
+                let mut rendered =
+                    self.render_narinfos(std::slice::from_ref(leased), &Order::default()).await;
                 match rendered.pop().ok_or_else(|| unreadable(leased))?? {
                     Rendered::Later => return Ok(Done::Later),
                     Rendered::Write(_, body) => Some(body),
@@ -438,8 +456,9 @@ impl Service {
         Ok(waiting.values().all(|object| self.inner.finishing.holds(object)))
     }
 
-    /// Narinfos of one cache as the rows say now, each by its lease: what is to be done for it.
-    async fn render_narinfos(&self, leased: &[Leased]) -> Vec<Result<Rendered>> {
+    /// Narinfos of one cache as the rows say now, each by its lease: what is to be done for it. Those that are together
+    /// in `order` do not wait for each other.
+    async fn render_narinfos(&self, leased: &[Leased], order: &Order) -> Vec<Result<Rendered>> {
         let rows = async {
             let Some(first) = leased.first() else { return Ok(NarInfoRows::default()) };
             let (cache, _) = named(first)?;
@@ -455,39 +474,17 @@ impl Service {
                 return first.chain(others).collect();
             }
         };
-        let mut rendered = Vec::with_capacity(leased.len());
-        for leased in leased {
-            rendered.push(self.render_or_wait(leased, &rows).await);
-        }
-        rendered
+        leased.iter().map(|leased| self.render_narinfo(leased, &rows, order)).collect()
     }
 
-    /// A narinfo as the rows say, unless it has to wait for those of its references. Those that wait for it in turn
-    /// are not waited for: paths come to refer to each other where one was deleted and pushed anew with other
-    /// references.
-    async fn render_or_wait(&self, leased: &Leased, rows: &NarInfoRows) -> Result<Rendered> {
-        match self.render_narinfo(leased, rows, &HashSet::new())? {
-            Rendered::Later if leased.attempts >= CYCLE_ATTEMPTS_MIN => {}
-            rendered => return Ok(rendered),
-        }
-        let hash = leased.subject.parse().map_err(|_| unreadable(leased))?;
-        let mut connection = self.inner.db.read().await?;
-        let referrers = outbox::waiting_referrers(&mut connection, &leased.cache_id, hash).await?;
-        self.render_narinfo(leased, rows, &referrers)
-    }
-
-    fn render_narinfo(
-        &self,
-        leased: &Leased,
-        rows: &NarInfoRows,
-        not_waited_for: &HashSet<StorePathHash>,
-    ) -> Result<Rendered> {
+    /// A narinfo as the rows say, unless it has to wait for those of its references.
+    fn render_narinfo(&self, leased: &Leased, rows: &NarInfoRows, order: &Order) -> Result<Rendered> {
         let (_, key) = named(leased)?;
         let ObjectKey::Cache(_, CacheObject::Narinfo(hash)) = key else { return Err(unreadable(leased)) };
         let Some(path) = rows.published.get(&hash) else { return Ok(Rendered::Delete) };
         let mut others = path.claim.references.iter().map(|path| path.hash()).filter(|other| *other != hash);
         let waits = |other| {
-            let object = rows.waiting.get(&other).filter(|_| !not_waited_for.contains(&other));
+            let object = rows.waiting.get(&other).filter(|_| !order.are_together(hash, other));
             object.is_some_and(|object| !self.inner.finishing.holds(object))
         };
         if others.any(waits) {
@@ -542,39 +539,13 @@ impl Service {
         let row = realisations::find(&mut *self.inner.db.read().await?, cache, &key.to_string()).await?;
         row.map(|row| super::realisations::render(key, &row)).transpose()
     }
+}
 
-    /// Releases what is due until `stop`, a few objects at a time.
-    pub(super) async fn release_worker(self, stop: CancellationToken) {
-        loop {
-            let wait = match self.release_due().await {
-                Ok(0) => WORKER_PAUSE,
-                Ok(_) => Duration::ZERO,
-                Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot look for due objects");
-                    WORKER_PAUSE
-                }
-            };
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(wait) => {}
-            }
-        }
-    }
-
-    /// One round of the worker: how many objects it brought in line.
-    pub(super) async fn release_due(&self) -> Result<usize> {
-        let now = self.inner.clock.now();
-        let due = outbox::due(&mut *self.inner.db.read().await?, now, WORKER_BATCH).await?;
-        let results = stream::iter(due)
-            .map(|object| async move { self.release_one(&object, None, None).await })
-            .buffer_unordered(WORKER_CONCURRENCY)
-            .filter(|done| std::future::ready(*done == Done::Yes))
-            .count();
-        tokio::select! {
-            () = self.inner.stop.cancelled() => Ok(0),
-            count = results => Ok(count),
-        }
-    }
+/// What became of narinfos that were released together.
+struct Together {
+    written: usize,
+    /// One by one they are waited for, deleted, tried again or given back, whatever they need: under their leases still.
+    left: Vec<Leased>,
 }
 
 /// What is to be done for a narinfo.
@@ -692,10 +663,6 @@ pub(super) const RELEASE_WAIT: Duration = Duration::from_secs(5);
 /// The whole time that a DELETE may take.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// After so many tries, some 0.3 s, a narinfo that waits looks whether it is waited for: a closure that is pushed in
-/// parallel is released before that, and is spared the search.
-const CYCLE_ATTEMPTS_MIN: i64 = 4;
-
 /// When an object is looked at again that could not be released.
 const WAITING: Duration = Duration::from_millis(20);
 const WAITING_MAX: Duration = Duration::from_millis(500);
@@ -704,9 +671,11 @@ const WAITING_MAX: Duration = Duration::from_millis(500);
 /// under the database's one write lock, and pushes wait for that lock.
 const FINISH_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long nothing is looked for where nothing was to do, or the database failed.
 const WORKER_PAUSE: Duration = Duration::from_millis(500);
-const WORKER_BATCH: i64 = 64;
-const WORKER_CONCURRENCY: usize = 8;
+
+mod order;
+mod worker;
 
 #[cfg(test)]
 mod tests;

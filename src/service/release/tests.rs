@@ -53,6 +53,56 @@ async fn push_cycle(server: &TestService) -> [Sample; 3] {
 }
 
 on_each_database! {
+    async fn a_long_chain_of_references_takes_one_round(test: &TestDb) {
+        let server = TestService::start(test).await;
+        let pusher = server.contributor("ci", "push:main").await;
+        let call = server.call(&pusher).await;
+        let mut chain = Vec::<Sample>::new();
+        for number in 0..40 {
+            let references: Vec<_> = chain.iter().rev().take(2).map(|sample| &sample.path).collect();
+            let sample = Sample::new(&format!("{number:032}-link"), "link", &references);
+            server.push(&call, &sample).await.unwrap();
+            chain.push(sample);
+        }
+        server.service.finish().await.unwrap();
+        // Each is looked at before those that it refers to.
+        enqueue(&server, &chain.iter().rev().collect::<Vec<_>>()).await;
+
+        assert_eq!(server.service.release_due().await.unwrap(), chain.len());
+
+        server.service.finish().await.unwrap();
+        assert_eq!(server.service.outbox_backlog().await.unwrap().count, 0);
+    }
+
+    async fn what_is_due_takes_along_what_it_refers_to(test: &TestDb) {
+        let server = TestService::start(test).await;
+        let [_, b, c] = push_cycle(&server).await;
+        let pusher = server.contributor("another", "push:main").await;
+        let top = Sample::new("dddddddddddddddddddddddddddddddd-d", "top", &[&b.path, &c.path]);
+        server.push(&server.call(&pusher).await, &top).await.unwrap();
+        server.service.finish().await.unwrap();
+        let below = 300;
+        let mut first = Vec::new();
+        for number in 0..below {
+            let sample = Sample::new(&format!("{number:032}-one"), "one", &[&top.path]);
+            server.push(&server.call(&pusher).await, &sample).await.unwrap();
+            first.push(sample);
+        }
+        server.service.finish().await.unwrap();
+        enqueue(&server, &first.iter().collect::<Vec<_>>()).await;
+        server.clock.advance_seconds(1);
+        enqueue(&server, &[&top, &b, &c]).await;
+
+        // More than a round begins with are older than what they refer to.
+        let done = server.service.release_due().await.unwrap();
+
+        assert!(done > 3, "{done} were released, and nothing was in the way of the rest");
+        server.service.finish().await.unwrap();
+        for sample in [&top, &b, &c] {
+            assert!(!waiting(&server, sample).await, "{} was to come first", sample.path);
+        }
+    }
+
     async fn paths_that_refer_to_each_other_do_not_wait_for_each_other_for_ever(test: &TestDb) {
         let server = TestService::start(test).await;
         let [a, b, c] = push_cycle(&server).await;
@@ -77,7 +127,7 @@ on_each_database! {
         let others = LeaseTerms { lease_millis: 3600 * 1000, ..others };
         let mut tx = server.service.inner.db.begin(Gate::Around).await.unwrap();
         let now = server.clock.now();
-        let leased = outbox::lease_one(&mut tx, &object.to_string(), &others, now).await.unwrap().unwrap();
+        let leased = outbox::lease(&mut tx, [object.to_string()], &others, now).await.unwrap().remove(0);
         tx.commit().await.unwrap();
 
         for _ in 0..20 {
