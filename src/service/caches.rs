@@ -364,7 +364,7 @@ const UPSTREAMS_MAX: usize = 16;
 const URL_LENGTH_MAX: usize = 1024;
 
 /// Paths deleted while publishers wait.
-const PURGE_BATCH: i64 = 200;
+const PURGE_BATCH: i64 = if cfg!(test) { 2 } else { 200 };
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,9 @@
 //! No audit row, no act: whatever an administrator does leaves everything as it was while the row cannot be written, and
 //! is done, with its row, once it can.
 
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
 use futures_util::TryStreamExt as _;
 use futures_util::future::BoxFuture;
 use secrecy::SecretString;
@@ -31,6 +34,7 @@ struct Scene {
     claim: String,
     /// Of a slot of the vault: two of three open it.
     shares: Vec<SecretString>,
+    storage: PathBuf,
 }
 
 impl Scene {
@@ -51,11 +55,20 @@ impl Scene {
         let shares = server.service.add_slot(&admin, NewSlot::shares(2, 3).unwrap()).await.unwrap().shares;
         let shares = shares.iter().map(Share::text).collect();
         let [alice, bob, carl] = tokens.try_into().unwrap_or_else(|_| panic!("three"));
-        Self { server, admin, alice, bob, carl, samples, claim, shares }
+        let storage = test.folder.path().join("storage");
+        Self { server, admin, alice, bob, carl, samples, claim, shares, storage }
     }
 
     fn service(&self) -> &Service {
         &self.server.service
+    }
+
+    /// An old narinfo that no row accounts for.
+    fn lay_down_an_orphan(&self) {
+        let path = self.storage.join("main/00000000000000000000000000000000.narinfo");
+        std::fs::write(&path, "StorePath: ").unwrap();
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
     }
 
     fn token(&self, text: &TokenText) -> TokenId {
@@ -112,6 +125,12 @@ macro_rules! acts {
 fn acts() -> Vec<Done> {
     use crate::db::signing_keys::KeyState::{Active, Next};
     acts! {
+        "storage-orphans-delete" => |at| async {
+            at.lay_down_an_orphan();
+            let age = Duration::from_secs(1);
+            let found = at.service().orphans(&at.admin, age).await.unwrap().objects;
+            at.service().delete_orphans(&at.admin, &found, age).await
+        };
         "cache-create" => |at| at.service().create_cache(&at.admin, &new_cache("team"));
         "cache-edit" => |at| async {
             let change = CacheChange { priority: Some(7), ..CacheChange::default() };
@@ -254,6 +273,7 @@ fn acts() -> Vec<Done> {
             let asked = NewRootRequest { drop_slots, ..NewRootRequest::default() };
             at.service().rotate_root(&at.admin, asked).await
         };
+        "cache-purge" => |at| at.service().delete_cache(&at.admin, &MAIN, true);
     }
 }
 
