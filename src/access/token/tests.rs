@@ -274,6 +274,21 @@ fn a_token_of_another_cluster_or_a_withdrawn_key_is_refused() {
 }
 
 #[test]
+fn of_a_token_that_was_verified_before_all_but_the_signature_is_looked_at_again() {
+    let token = mint(&claims());
+
+    let other_cluster = TokenKeys::new(issuer("other"), [public_key()]);
+    let other_keys = TokenKeys::new(issuer(CLUSTER), [[3; 32]]);
+    let end = NOW.plus_seconds(3600 + LEEWAY_SECONDS);
+
+    assert_eq!(keys().verify_again(&token, NOW), keys().verify(&token, NOW));
+    assert_eq!(other_cluster.verify_again(&token, NOW), Err(TokenError::Issuer));
+    assert_eq!(other_keys.verify_again(&token, NOW), Err(TokenError::UnknownKey));
+    assert_eq!(keys().verify_again(&token, end), Err(TokenError::Expired));
+    assert_eq!(keys().verify_again(&token, NOW.plus_seconds(-LEEWAY_SECONDS - 1)), Err(TokenError::NotYet));
+}
+
+#[test]
 fn a_token_holds_from_its_beginning_to_its_end_with_one_leeway() {
     let token = mint(&claims());
     let at = |seconds: i64, millis: i64| {

@@ -36,6 +36,25 @@ fn request(contributor: &str, scopes: &str, seconds: u64) -> TokenRequest {
 }
 
 on_each_database! {
+    async fn a_token_that_was_shown_before_vouches_for_no_other_text_and_for_no_other_time(test: &TestDb) {
+        let server = TestService::start(test).await;
+        let token = server.contributor("alice", "push:main").await;
+        let (signed, signature) = token.expose().rsplit_once('.').unwrap();
+        let other = server.contributor("alice-2", "push:main").await;
+        let (_, other_signature) = other.expose().rsplit_once('.').unwrap();
+        assert!(is_live(&server, &token).await && is_live(&server, &other).await);
+
+        let reversed: String = signature.chars().rev().collect();
+        for signature in [other_signature, &reversed, &signature[1..]] {
+            let forged = format!("{signed}.{signature}").parse().unwrap();
+            assert!(!is_live(&server, &forged).await);
+        }
+        assert!(is_live(&server, &token).await);
+        server.clock.advance_seconds(400 * 24 * 3600);
+        let late = caller(&server.service, &token).await;
+        assert!(matches!(late, Err(Error::Unauthenticated(why)) if why.contains("expired")), "{late:?}");
+    }
+
     async fn a_claim_makes_an_admin_once(test: &TestDb) {
         let server = TestService::start(test).await;
         let host = Call::host();
