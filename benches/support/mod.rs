@@ -29,7 +29,7 @@ pub async fn open(
     keys: KeyLimits,
 ) -> Result<(Service, Option<String>), Failure> {
     let db = Db::open(&DbSettings::Sqlite { path: folder.join("narvault.sqlite") }).await?;
-    let disk = Settings::Disk(DiskSettings { root: memory.join("storage") });
+    let disk = Settings::Disk(DiskSettings::new(memory.join("storage")));
     let storage = Storage::open(disk, uuid::Uuid::now_v7()).await?;
     let vault = VaultSettings { default_key_file: folder.join("vault.key"), ..VaultSettings::default() };
     let limits = Limits {

@@ -94,7 +94,10 @@ pub fn vault_settings(config: &Config) -> VaultSettings {
 /// Opens the storage that the configuration names.
 pub async fn open_storage(config: &Config) -> anyhow::Result<Storage> {
     let settings = match &config.storage.url {
-        StorageUrl::Disk { path } => storage::Settings::Disk(DiskSettings { root: path.clone() }),
+        StorageUrl::Disk { path } => {
+            let put_time_max = Duration::from_secs(config.storage.timeout_seconds);
+            storage::Settings::Disk(DiskSettings { root: path.clone(), put_time_max })
+        }
         StorageUrl::S3(location) => {
             let mut settings = s3_settings(location)?;
             settings.object_size_bytes_max = config.limits.nar_size_bytes.0;

@@ -117,7 +117,8 @@ section! {
     connect_timeout_seconds: u64 = "3",
     /// How long S3 is waited for to begin its answer to a request without a large body.
     answer_timeout_seconds: u64 = "30",
-    /// How long a call to S3 may take, its body and all its attempts included; the same on every replica.
+    /// How long a call to S3 may take, its body and all its attempts included, and a narinfo on its way to the disk: what
+    /// a server that died was about to write waits for so long. The same on every replica.
     timeout_seconds: u64 = "150",
     /// How often S3 is asked where it fails in passing.
     attempts_max: u64 = "5",

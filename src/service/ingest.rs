@@ -179,7 +179,7 @@ impl Service {
         let (contents, arriving): (Vec<_>, Vec<_>) = arriving.into_iter().map(Arriving::split).unzip();
         // The rows do not need the bytes to be durable, nor the bytes the rows: only visible they must not be before.
         let preparing = self.prepare(cache, contents);
-        let (generations, prepared) = tokio::join!(self.announce(call, cache, pusher, &arriving), preparing);
+        let (prepared, generations) = tokio::join!(preparing, self.announce(call, cache, pusher, &arriving));
         let files: Vec<_> = arriving.iter().map(|one| one.file).zip(generations?).collect();
         let mut results = self.place(prepared?).await?;
         let placed: Vec<_> =

@@ -24,7 +24,7 @@ use crate::db::paths::{self, PathRow, PathState, SignatureRow};
 use crate::db::{Connection, DbError, Gate, Tx, realisations};
 use crate::nix::cache_info::CacheInfo;
 use crate::nix::store_path::StorePathHash;
-use crate::storage::{CacheObject, ObjectKey};
+use crate::storage::{BegunPut, CacheObject, ObjectKey, Storage};
 use crate::time::Timestamp;
 
 /// Objects that a transaction asks to be released, and their names for afterwards.
@@ -55,12 +55,21 @@ pub(super) struct FreshNarInfo {
     /// What it refers to, but for itself.
     pub references: Vec<StorePathHash>,
     pub text: Bytes,
+    /// As far as it is written already, which nobody can see yet.
+    pub begun: Option<BegunPut>,
 }
 
 impl Wanted {
     /// The same, with the text known.
     pub fn with(self, fresh: Option<FreshNarInfo>) -> Self {
         Self { fresh, ..self }
+    }
+
+    /// Begins to write it, where it is known and may be written: beside the transaction that asked for it.
+    pub fn begin(&mut self, storage: &Storage) {
+        if let (Some(_), Some(fresh), Ok(key)) = (&self.leased, &mut self.fresh, self.object.parse()) {
+            fresh.begun = Some(storage.begin_put(&key, fresh.text.clone()));
+        }
     }
 }
 
@@ -401,7 +410,13 @@ impl Service {
         let (cache, key) = named(leased)?;
         let ObjectKey::Cache(_, object) = &key else { return Err(unreadable(leased)) };
         let fresh = match fresh {
-            Some(fresh) if self.may_be_written(leased, &fresh).await? => Some(fresh.text),
+            Some(fresh) if self.may_be_written(leased, &fresh).await? => match fresh.begun {
+                Some(begun) => {
+                    self.inner.storage.end_put(begun).await?;
+                    return Ok(Done::Yes);
+                }
+                None => Some(fresh.text),
+            },
             _ => None,
         };
         let body = match object {

@@ -71,7 +71,7 @@ async fn open_on(
     others: Others,
 ) -> (Service, Option<FirstStart>) {
     let root = test.folder.path().join("storage");
-    let storage = Storage::open(storage::Settings::Disk(DiskSettings { root }), uuid::Uuid::now_v7());
+    let storage = Storage::open(storage::Settings::Disk(DiskSettings::new(root)), uuid::Uuid::now_v7());
     let settings = OpenSettings {
         db,
         storage: storage.await.unwrap(),

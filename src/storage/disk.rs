@@ -25,6 +25,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::error::{Result, StorageError};
@@ -60,6 +61,21 @@ const TEMPORARY_FOLDER_MODE: u32 = 0o700;
 pub struct DiskSettings {
     /// Made if absent. It may hold other files, which are left alone.
     pub root: PathBuf,
+    /// How long a small object may take that others wait for: what is not there by then never is.
+    pub put_time_max: Duration,
+}
+
+impl DiskSettings {
+    /// This folder, with the patience that is usual.
+    pub fn new(root: PathBuf) -> Self {
+        Self { root, put_time_max: Duration::from_secs(150) }
+    }
+}
+
+/// A file that is being written, and is no object yet. Dropping this removes it.
+pub(super) struct Begun {
+    written: JoinHandle<io::Result<DiskSealed>>,
+    until: Instant,
 }
 
 pub(super) struct Disk {
@@ -67,6 +83,7 @@ pub(super) struct Disk {
     root: OwnedFd,
     temporary: OwnedFd,
     instance: Uuid,
+    pub(super) put_time_max: Duration,
     files: AtomicU64,
     /// Folders whose own names this process has synced, all the way up. Nothing here removes folders.
     lasting: Mutex<HashSet<String>>,
@@ -89,7 +106,19 @@ impl Disk {
             make_folder(&own, "backups", TEMPORARY_FOLDER_MODE)?;
             let (files, lasting) = (AtomicU64::new(0), Mutex::default());
             let (unsettled, flushes, calls) = (Mutex::default(), Short::default(), Short::default());
-            let disk = Self { path, root, temporary, instance, files, lasting, unsettled, flushes, calls };
+            let put_time_max = settings.put_time_max;
+            let disk = Self {
+                path,
+                root,
+                temporary,
+                instance,
+                put_time_max,
+                files,
+                lasting,
+                unsettled,
+                flushes,
+                calls,
+            };
             disk.remove_stale(None)?;
             Ok(Arc::new(disk))
         })
@@ -100,16 +129,26 @@ impl Disk {
         self.flushed("write a file", || self.write(&bytes)?.rename(&key.to_string()))
     }
 
-    pub(super) async fn put_soon(self: &Arc<Self>, key: &ObjectKey, bytes: Bytes) -> Result<()> {
-        let (disk, name) = (self.clone(), key.to_string());
-        // Many are written at once by one task.
-        blocking("write a file", move || {
-            disk.write(&bytes)?.place(&name)?;
-            let folder = folder_of(&name).to_owned();
-            lock(&disk.unsettled).insert(folder, name);
-            Ok(())
-        })
-        .await
+    /// Begins to write and sync a file that is no object yet.
+    pub(super) fn begin_put(self: &Arc<Self>, key: &ObjectKey, bytes: Bytes) -> Begun {
+        let (disk, name, until) = (self.clone(), key.to_string(), self.put_deadline());
+        let write = move || Ok(DiskSealed { temporary: disk.write(&bytes)?, name });
+        Begun { written: tokio::task::spawn_blocking(write), until }
+    }
+
+    /// Until when a put that begins now may make an object.
+    pub(super) fn put_deadline(&self) -> Instant {
+        Instant::now() + self.put_time_max
+    }
+
+    /// Makes that an object, whose folder is synced by [`Disk::settle`].
+    pub(super) async fn end_put(&self, begun: Begun) -> Result<()> {
+        let Begun { written, until } = begun;
+        let DiskSealed { temporary, name } = ended("write a file", written).await?;
+        self.here("name a file in time", || in_time(Some(until)).and_then(|()| temporary.place(&name)))?;
+        let folder = folder_of(&name).to_owned();
+        lock(&self.unsettled).insert(folder, name);
+        Ok(())
     }
 
     pub(super) fn settle(self: &Arc<Self>) -> Result<()> {
@@ -128,26 +167,20 @@ impl Disk {
     /// Writes and syncs files that are no objects yet.
     pub(super) async fn write_all(
         self: &Arc<Self>,
-        mut objects: Vec<(ObjectKey, Bytes)>,
+        objects: Vec<(ObjectKey, Bytes)>,
     ) -> Vec<Result<DiskSealed>> {
-        if objects.len() == 1
-            && let Some((key, bytes)) = objects.pop()
-        {
-            let written = self.flushed("write a file", || self.write(&bytes));
-            return vec![written.map(|temporary| DiskSealed { temporary, name: key.to_string() })];
-        }
-        let write = |(key, bytes): (ObjectKey, Bytes)| {
-            let disk = self.clone();
-            blocking("write a file", move || {
-                Ok(DiskSealed { temporary: disk.write(&bytes)?, name: key.to_string() })
-            })
-        };
+        let write =
+            |(key, bytes): (ObjectKey, Bytes)| ended("write a file", self.begin_put(&key, bytes).written);
         stream::iter(objects).map(write).buffered(PUTS_AT_ONCE).collect().await
     }
 
-    /// Makes written files objects, all at once.
-    pub(super) fn place_all(self: &Arc<Self>, written: Vec<Result<DiskSealed>>) -> Vec<Result<()>> {
-        self.flushes.run(|| self.rename_all(written))
+    /// Makes written files objects, all at once, and none after `until`.
+    pub(super) fn place_all(
+        self: &Arc<Self>,
+        written: Vec<Result<DiskSealed>>,
+        until: Option<Instant>,
+    ) -> Vec<Result<()>> {
+        self.flushes.run(|| self.rename_all(written, until))
     }
 
     pub(super) fn upload(self: &Arc<Self>, key: &ObjectKey) -> Result<DiskUpload> {
@@ -261,11 +294,12 @@ impl Disk {
     }
 
     /// Makes synced files objects, and that durable by one flush of each folder.
-    fn rename_all(&self, files: Vec<Result<DiskSealed>>) -> Vec<Result<()>> {
-        const ACTION: &str = "name a file";
+    fn rename_all(&self, files: Vec<Result<DiskSealed>>, until: Option<Instant>) -> Vec<Result<()>> {
+        const ACTION: &str = "name a file in time";
         let mut folders = HashMap::new();
         let mut place = |DiskSealed { temporary, name }: DiskSealed| {
-            temporary.place(&name).map_err(|source| StorageError::from_io(ACTION, source))?;
+            let placed = in_time(until).and_then(|()| temporary.place(&name));
+            placed.map_err(|source| StorageError::from_io(ACTION, source))?;
             let folder = folder_of(&name).to_owned();
             folders.insert(folder.clone(), name);
             Ok(folder)
@@ -384,7 +418,21 @@ async fn blocking<T: Send + 'static>(
     action: &'static str,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> Result<T> {
-    match tokio::task::spawn_blocking(work).await {
+    ended(action, tokio::task::spawn_blocking(work)).await
+}
+
+/// Refuses after this moment: whoever waits for a lease to end relies on it.
+fn in_time(until: Option<Instant>) -> io::Result<()> {
+    if until.is_some_and(|until| Instant::now() >= until) {
+        Err(io::ErrorKind::TimedOut.into())
+    } else {
+        Ok(())
+    }
+}
+
+/// Waits for what such a thread does.
+async fn ended<T>(action: &'static str, work: JoinHandle<io::Result<T>>) -> Result<T> {
+    match work.await {
         Ok(result) => result.map_err(|source| StorageError::from_io(action, source)),
         Err(ended) => Err(StorageError::Unavailable { action, retryable: false, source: ended.into() }),
     }

@@ -15,7 +15,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::TryStreamExt as _;
@@ -119,9 +119,24 @@ impl Storage {
     /// The same, but a power failure may take the object away again until [`Storage::settle`] has answered: for
     /// whoever writes many and knows which to write once more.
     pub async fn put_soon(&self, key: &ObjectKey, bytes: Bytes) -> Result<()> {
-        match &self.backend {
-            Backend::Disk(disk) => disk.put_soon(key, bytes).await,
-            Backend::S3(s3) => s3.put(key, bytes).await,
+        self.end_put(self.begin_put(key, bytes)).await
+    }
+
+    /// Begins what [`Storage::put_soon`] does, while the caller goes on with something else: all that can be done before
+    /// anything becomes visible. What is dropped leaves no trace.
+    pub fn begin_put(&self, key: &ObjectKey, bytes: Bytes) -> BegunPut {
+        BegunPut(match &self.backend {
+            Backend::Disk(disk) => BegunBackend::Disk(disk.begin_put(key, bytes)),
+            Backend::S3(_) => BegunBackend::S3(key.clone(), bytes),
+        })
+    }
+
+    /// Does the rest of it.
+    pub async fn end_put(&self, begun: BegunPut) -> Result<()> {
+        match (&self.backend, begun.0) {
+            (Backend::Disk(disk), BegunBackend::Disk(begun)) => disk.end_put(begun).await,
+            (Backend::S3(s3), BegunBackend::S3(key, bytes)) => s3.put(&key, bytes).await,
+            _ => Err(OTHER_STORAGE),
         }
     }
 
@@ -135,8 +150,13 @@ impl Storage {
 
     /// Writes many small objects as [`Storage::put`] writes one, at once: what became of each, in their order.
     pub async fn put_all(&self, objects: Vec<(ObjectKey, Bytes)>) -> Vec<Result<()>> {
+        let until = match &self.backend {
+            Backend::Disk(disk) => Some(disk.put_deadline()),
+            // Bounded by its client.
+            Backend::S3(_) => None,
+        };
         let prepared = self.prepare_all(objects).await;
-        self.place_all(prepared).await
+        self.place_until(prepared, until).await
     }
 
     /// Does all of [`Storage::put_all`] that can be done while nothing becomes visible. What is dropped leaves no trace.
@@ -154,6 +174,10 @@ impl Storage {
     ///
     /// On disk a folder is flushed once for all that it gets, which is most of what a small file costs.
     pub async fn place_all(&self, prepared: Vec<Result<Prepared>>) -> Vec<Result<()>> {
+        self.place_until(prepared, None).await
+    }
+
+    async fn place_until(&self, prepared: Vec<Result<Prepared>>, until: Option<Instant>) -> Vec<Result<()>> {
         let (mut written, mut puts, mut failed) = (Vec::new(), Vec::new(), Vec::new());
         for one in prepared {
             failed.push(match (&self.backend, one) {
@@ -170,7 +194,7 @@ impl Storage {
             });
         }
         let placed = match &self.backend {
-            Backend::Disk(disk) => disk.place_all(written),
+            Backend::Disk(disk) => disk.place_all(written, until),
             Backend::S3(s3) => s3.put_all(puts).await,
         };
         let mut placed = placed.into_iter();
@@ -330,8 +354,7 @@ impl Storage {
     /// may still land within this time.
     pub fn put_time_max(&self) -> Duration {
         match &self.backend {
-            // A local disk has no timeouts; this is what a stalled one is given.
-            Backend::Disk(_) => Duration::from_secs(120),
+            Backend::Disk(disk) => disk.put_time_max,
             Backend::S3(s3) => s3.put_time_max(),
         }
     }
@@ -343,6 +366,20 @@ impl Storage {
             Backend::S3(s3) => s3.buffered(),
         }
     }
+}
+
+/// A small object that is being written. Dropping it leaves no trace.
+pub struct BegunPut(BegunBackend);
+
+impl fmt::Debug for BegunPut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("BegunPut").finish()
+    }
+}
+
+enum BegunBackend {
+    Disk(disk::Begun),
+    S3(ObjectKey, Bytes),
 }
 
 /// A small object that is ready to be made visible. Dropping it leaves no trace.

@@ -8,11 +8,13 @@ use std::time::{Duration, SystemTime};
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use narvault::storage::{
-    Checksums, Entry, Folder, ObjectKey, Patience, Prefix, S3Settings, Settings, Storage, StorageError,
+    Checksums, DiskSettings, Entry, Folder, ObjectKey, Patience, Prefix, S3Settings, Settings, Storage,
+    StorageError,
 };
 use uuid::Uuid;
 
 use crate::support::chaos::{Call, Chaos, Fault};
+use crate::support::no_temporary_file;
 use crate::support::s3::S3Server;
 use crate::support::storage::{TestStorage, on_each_storage};
 
@@ -349,6 +351,36 @@ mod on_disk {
             .collect();
         names.sort();
         assert_eq!(names, ["_narvault", "main"]);
+    }
+
+    #[tokio::test]
+    async fn what_is_begun_and_given_up_leaves_no_trace() {
+        let storage = TestStorage::disk().await;
+        drop(storage.begin_put(&key(NARINFO), noise(5)));
+        no_temporary_file(&storage.root()).await;
+        assert_eq!(storage.size(&key(NARINFO)).await.unwrap(), None);
+
+        let begun = storage.begin_put(&key(NARINFO), noise(7));
+        storage.end_put(begun).await.unwrap();
+        assert_eq!(storage.size(&key(NARINFO)).await.unwrap(), Some(7));
+    }
+
+    #[tokio::test]
+    async fn what_others_wait_for_no_longer_is_not_made_an_object_any_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings =
+            DiskSettings { put_time_max: Duration::ZERO, ..DiskSettings::new(folder.path().into()) };
+        let storage = Storage::open(Settings::Disk(settings), Uuid::now_v7()).await.unwrap();
+        storage.put(&key(NARINFO), noise(5)).await.unwrap();
+
+        let late = storage.put_soon(&key(NARINFO), noise(7)).await;
+        assert!(late.is_err_and(|error| error.is_retryable()));
+        let late = storage.put_all(vec![(key(NARINFO), noise(7)), (key(NAR), noise(7))]).await;
+        assert!(late.iter().all(Result::is_err), "{late:?}");
+
+        assert_eq!(storage.size(&key(NARINFO)).await.unwrap(), Some(5));
+        assert_eq!(storage.size(&key(NAR)).await.unwrap(), None);
+        no_temporary_file(folder.path()).await;
     }
 
     #[tokio::test]

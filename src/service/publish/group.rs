@@ -70,7 +70,7 @@ impl Written<'_> {
         let claim = self.candidate.verified.claim();
         let others = claim.references.iter().map(StorePath::hash).filter(|hash| *hash != claim.path.hash());
         let text = self.candidate.verified.text(&self.made).into();
-        Some(FreshNarInfo { references: others.collect(), text })
+        Some(FreshNarInfo { references: others.collect(), text, begun: None })
     }
 }
 
@@ -150,7 +150,10 @@ impl Service {
             let keys = one.signed.iter().cloned().chain(made).collect();
             stand.push(Standing { published: one.published, keys });
         }
-        let released = self.wish_release(&mut tx, cache, now, jobs.len(), &written).await?;
+        let mut released = self.wish_release(&mut tx, cache, now, jobs.len(), &written).await?;
+        // Those that stand together are rendered and written together, later.
+        let alone = released.iter_mut().flatten().filter(|objects| objects.len() == 1).flatten();
+        alone.take(self.inner.storage.puts_at_once()).for_each(|wanted| wanted.begin(&self.inner.storage));
         let remembered = written.iter().any(|one| one.changed && one.published == Published::Again);
         if remembered {
             epoch::advance(&mut tx).await?;

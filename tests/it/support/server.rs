@@ -213,7 +213,7 @@ impl Site {
     /// The storage itself, past every proxy.
     pub async fn storage(&self) -> Storage {
         let settings = match self.s3_settings() {
-            None => storage::Settings::Disk(DiskSettings { root: self.data().join("storage") }),
+            None => storage::Settings::Disk(DiskSettings::new(self.data().join("storage"))),
             Some(settings) => storage::Settings::S3(settings.into()),
         };
         Storage::open(settings, Uuid::now_v7()).await.unwrap()

@@ -73,7 +73,7 @@ enum Kept {
 impl TestStorage {
     pub async fn disk() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let settings = Settings::Disk(DiskSettings { root: folder.path().join("cache") });
+        let settings = Settings::Disk(DiskSettings::new(folder.path().join("cache")));
         Self::open(settings, Kept::Folder(folder)).await
     }
 
