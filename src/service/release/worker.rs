@@ -10,7 +10,7 @@ use super::order::Order;
 use super::{Done, Together, WORKER_PAUSE};
 use crate::db::outbox::{self, Due, Leased};
 use crate::nix::store_path::StorePathHash;
-use crate::service::{Error, Result, Service};
+use crate::service::{Result, Service};
 use crate::storage::{CacheObject, ObjectKey, Prefix};
 
 impl Service {
@@ -48,17 +48,27 @@ impl Service {
         let narinfos = async {
             let mut count = 0;
             for ((cache_id, prefix), hashes) in caches {
-                count += self.release_in_order(&cache_id, &prefix, hashes).await?;
+                match self.release_in_order(&cache_id, &prefix, hashes).await {
+                    Ok(released) => count += released,
+                    Err(error) => {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::warn!(
+                            cache.id = cache_id,
+                            error,
+                            "cannot release narinfos; they are tried again"
+                        );
+                    }
+                }
             }
-            Ok::<_, Error>(count)
+            count
         };
         let round = async {
             let (others, narinfos) = tokio::join!(self.release_each(others), narinfos);
-            Ok(others + narinfos?)
+            others + narinfos
         };
         tokio::select! {
             () = self.inner.stop.cancelled() => Ok(0),
-            count = round => count,
+            count = round => Ok(count),
         }
     }
 
