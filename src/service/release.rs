@@ -3,6 +3,9 @@
 //! An object is rendered from the rows at the moment of writing, or as they were when the lease was taken, under a lease.
 //! A narinfo waits for those of its references that still wait. Nothing here decides what is true: the rows did.
 
+mod order;
+mod worker;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -688,9 +691,6 @@ const FINISH_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long nothing is looked for where nothing was to do, or the database failed.
 const WORKER_PAUSE: Duration = Duration::from_millis(500);
-
-mod order;
-mod worker;
 
 #[cfg(test)]
 mod tests;
