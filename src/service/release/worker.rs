@@ -6,8 +6,9 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, stream};
 use tokio_util::sync::CancellationToken;
 
+use super::narinfos::Together;
 use super::order::Order;
-use super::{Done, Together, WORKER_PAUSE};
+use super::{Done, WORKER_PAUSE};
 use crate::db::outbox::{self, Due, Leased};
 use crate::nix::store_path::StorePathHash;
 use crate::service::{Result, Service};
