@@ -7,6 +7,7 @@
 //!
 //! A query gives all its rows at once, so what reads a whole table goes through sqlx's own driver (`Db::begin_snapshot`).
 
+mod checkpoint;
 mod connection;
 mod driver;
 #[cfg(test)]

@@ -20,6 +20,7 @@ use sqlx_core::transaction::{
     begin_ansi_transaction_sql, commit_ansi_transaction_sql, rollback_ansi_transaction_sql,
 };
 
+use super::checkpoint::{self, Checkpoints};
 use super::driver::NAME;
 use crate::threads::in_place;
 
@@ -32,6 +33,7 @@ pub struct Connection {
     /// How many transactions and savepoints are open, one in the other.
     depth: usize,
     last_commit: Duration,
+    checkpoints: Checkpoints,
     /// A transaction could not be ended: the connection must not be used again.
     is_broken: bool,
 }
@@ -52,12 +54,14 @@ impl Connection {
         let inner = rusqlite::Connection::open_with_flags(path, flags).map_err(failed)?;
         inner.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
         inner.busy_timeout(BUSY_PATIENCE).map_err(failed)?;
+        checkpoint::watch(&inner);
         Ok(Self {
             inner,
             shapes: HashMap::new(),
             several: HashMap::new(),
             depth: 0,
             last_commit: Duration::ZERO,
+            checkpoints: Checkpoints::new(path),
             is_broken: false,
         })
     }
@@ -189,6 +193,7 @@ impl Connection {
         self.last_commit = started.elapsed();
         committed?;
         self.depth -= 1;
+        self.checkpoints.after_commit();
         Ok(())
     }
 
@@ -221,9 +226,13 @@ impl AnyConnectionBackend for Connection {
         NAME
     }
 
-    fn close(self: Box<Self>) -> BoxFuture<'static, sqlx::Result<()>> {
-        // The last one to close writes the log back into the database.
-        async move { in_place(|| self.inner.close().map_err(|(_, error)| failed(error))) }.boxed()
+    fn close(mut self: Box<Self>) -> BoxFuture<'static, sqlx::Result<()>> {
+        let closed = async move {
+            self.checkpoints.close().await;
+            // The last one to close writes the log back into the database.
+            in_place(|| self.inner.close().map_err(|(_, error)| failed(error)))
+        };
+        closed.boxed()
     }
 
     fn close_hard(self: Box<Self>) -> BoxFuture<'static, sqlx::Result<()>> {
