@@ -147,33 +147,38 @@ pub async fn visible_among(
     Ok(rows.into_iter().map(|(name,)| name).collect())
 }
 
-/// Makes visible what `contributor` sent for these subjects: kind and name of each that became so.
+/// Makes visible what contributors sent for these subjects, each for its own: contributor, kind and name of what became so.
 pub async fn reveal(
     connection: &mut Connection,
     cache: CacheId,
-    subjects: &[(AuxiliaryKind, String)],
-    contributor: ContributorId,
+    subjects: &[(ContributorId, AuxiliaryKind, String)],
     now: Timestamp,
-) -> Result<Vec<(AuxiliaryKind, String)>> {
+) -> Result<Vec<(ContributorId, AuxiliaryKind, String)>> {
     let statement = update_by_json_rows!(
         connection,
         "auxiliary",
-        "visible_at = $4",
+        "visible_at = $3",
         "$2",
         "auxiliary.cache_id = $1 AND auxiliary.kind = r.value ->> 'kind' \
-         AND auxiliary.subject = r.value ->> 'subject' AND auxiliary.contributor_id = $3 \
+         AND auxiliary.subject = r.value ->> 'subject' AND auxiliary.contributor_id = r.value ->> 'by' \
          AND auxiliary.visible_at IS NULL",
-        "RETURNING kind, name"
+        "RETURNING contributor_id, kind, name"
     );
-    let rows = subjects.iter().map(|(kind, subject)| json!({ "kind": kind.as_str(), "subject": subject }));
-    let rows: Vec<(String, String)> = sqlx::query_as(statement)
+    let rows = subjects.iter().map(|(contributor, kind, subject)| {
+        json!({ "by": contributor.to_string(), "kind": kind.as_str(), "subject": subject })
+    });
+    let rows: Vec<(String, String, String)> = sqlx::query_as(statement)
         .bind(cache.to_string())
         .bind(Value::from(rows.collect::<Vec<_>>()).to_string())
-        .bind(contributor.to_string())
         .bind(now.0)
         .fetch_all(connection)
         .await?;
-    kinds(rows)
+    let read = |(contributor, kind, name): (String, String, String)| {
+        let contributor = contributor.parse().map_err(|_| corrupt("auxiliary", "contributor_id", &name))?;
+        let kind = AuxiliaryKind::parse(&kind).ok_or_else(|| corrupt("auxiliary", "kind", &name))?;
+        Ok((contributor, kind, name))
+    };
+    rows.into_iter().map(read).collect()
 }
 
 /// Removes what stands for `subject`: the names of what was visible.

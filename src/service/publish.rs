@@ -6,6 +6,7 @@
 mod commit;
 mod decide;
 mod group;
+mod signing;
 mod verified;
 
 use std::collections::{BTreeSet, HashMap, HashSet};

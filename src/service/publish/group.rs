@@ -3,12 +3,13 @@
 //! What is refused is refused before anything of that path is written; the log is locked last, once for all.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::Value;
 
 use super::commit::Job;
 use super::decide::{Accepted, Meets, decide};
+use super::signing::{Leaves, append};
 use super::{Candidate, ForeignSignature, Published, Standing};
 use crate::access::{Action, ContributorId, TokenCaller};
 use crate::db::auxiliary::{self, AuxiliaryKind};
@@ -16,10 +17,10 @@ use crate::db::caches::CacheRow;
 use crate::db::evidence::{self, NewEvidence, Source};
 use crate::db::log::LeafRow;
 use crate::db::measured::{self, FileState};
-use crate::db::paths::{self, MadeSignature, NewPath, PathRow};
+use crate::db::paths::{self, NewPath, PathRow};
 use crate::db::signing_keys::KeyRow;
 use crate::db::withdrawals::{self, Fate};
-use crate::db::{Gate, Tx, epoch, log, standing};
+use crate::db::{Gate, Tx, epoch, standing};
 use crate::nix::claim::Claim;
 use crate::nix::signature::Signature;
 use crate::nix::store_path::{StorePath, StorePathHash};
@@ -32,7 +33,7 @@ use crate::time::Timestamp;
 
 /// On whose word, where and when.
 #[derive(Clone, Copy)]
-struct Act<'a> {
+pub(super) struct Act<'a> {
     call: &'a Call,
     cache: &'a CacheRow,
     pusher: &'a TokenCaller,
@@ -43,16 +44,16 @@ struct Act<'a> {
 type Levels = Vec<Vec<Wanted>>;
 
 /// A path whose rows are written, but for its signatures and leaves.
-struct Written<'a> {
-    act: Act<'a>,
+pub(super) struct Written<'a> {
+    pub act: Act<'a>,
     /// Whose path it is: a place among the jobs.
     job: usize,
-    candidate: &'a Candidate,
-    path_id: String,
-    claim_id: String,
+    pub candidate: &'a Candidate,
+    pub path_id: String,
+    pub claim_id: String,
     published: Published,
     /// Whether the path's row is new: then nothing that is known of it is older.
-    fresh: bool,
+    pub fresh: bool,
     /// Whether its narinfo is another one now.
     changed: bool,
     /// Names of keys that had signed it here before.
@@ -72,16 +73,6 @@ impl Written<'_> {
         let text = self.candidate.verified.text(&self.made).into();
         Some(FreshNarInfo { references: others.collect(), text, begun: None })
     }
-}
-
-/// Leaves that wait for the log's lock, and the signatures that they account for.
-#[derive(Default)]
-struct Leaves {
-    rows: Vec<LeafRow>,
-    /// Of each signature: its claim, itself, and its leaf's place among the rows.
-    signatures: Vec<(String, Signature, usize)>,
-    /// What their making took.
-    took: Duration,
 }
 
 impl Service {
@@ -137,15 +128,16 @@ impl Service {
             };
             results.push((*job, result));
         }
+        let signing = self.sign_aside(&signers, &accepted);
         let Some(mut written) = self.write_claims(&mut tx, &acts, accepted).await? else { return Ok(None) };
         self.add_evidence(&mut tx, cache, &mut written).await?;
         let mut stand = Vec::with_capacity(written.len());
-        for one in &mut written {
+        for (one, begun) in written.iter_mut().zip(signing.end().await?) {
             let unsigned =
                 |key: &&KeyRow| !one.signed.iter().any(|name| name == key.public_key.name().as_str());
             let unsigned: Vec<&KeyRow> = keys.iter().filter(unsigned).collect();
             one.changed |= !unsigned.is_empty();
-            one.made = self.sign(&mut tx, one, &unsigned, &mut leaves).await?;
+            one.made = self.sign(&mut tx, one, &unsigned, begun, &mut leaves).await?;
             let made = unsigned.iter().map(|key| key.public_key.name().to_string());
             let keys = one.signed.iter().cloned().chain(made).collect();
             stand.push(Standing { published: one.published, keys });
@@ -316,35 +308,6 @@ impl Service {
         NewEvidence { id: self.new_id(now), claim_id: one.claim_id.clone(), source, token: pusher.token }
     }
 
-    /// Signs with each of `keys`, the one place where the key of a cache is used on a path: one leaf for each
-    /// signature.
-    async fn sign(
-        &self,
-        tx: &mut Tx,
-        one: &Written<'_>,
-        keys: &[&KeyRow],
-        leaves: &mut Leaves,
-    ) -> Result<Vec<Signature>> {
-        let mut made = Vec::with_capacity(keys.len());
-        if keys.is_empty() {
-            return Ok(made);
-        }
-        let claim = one.candidate.verified.claim();
-        let replaces = if one.fresh { None } else { log::last_signature(tx, &one.path_id).await? };
-        let fingerprint = claim.fingerprint();
-        for key in keys {
-            let signature = self.sign_fingerprint(key, fingerprint.as_bytes())?;
-            let event = LeafEvent::Sign { claim, signature: &signature, replaces };
-            let making = Instant::now();
-            let leaf = self.leaf_row(one.act.leaf(&one.path_id, event))?;
-            leaves.took += making.elapsed();
-            leaves.signatures.push((one.claim_id.clone(), signature.clone(), leaves.rows.len()));
-            leaves.rows.push(leaf);
-            made.push(signature);
-        }
-        Ok(made)
-    }
-
     /// Asks for the narinfos that are others now, and for what the contributors sent beside the paths. Answers for each
     /// of `jobs` jobs.
     async fn wish_release(
@@ -356,21 +319,21 @@ impl Service {
         written: &[Written<'_>],
     ) -> Result<Vec<Levels>> {
         let mut levels: Vec<Levels> = (0..jobs).map(|_| vec![Vec::new()]).collect();
-        let mut subjects: BTreeMap<ContributorId, (usize, Vec<(AuxiliaryKind, String)>)> = BTreeMap::new();
+        let mut first_jobs: BTreeMap<ContributorId, usize> = BTreeMap::new();
+        let mut subjects = Vec::with_capacity(2 * written.len());
         for one in written {
-            let verified = &one.candidate.verified;
+            let (verified, contributor) = (&one.candidate.verified, one.act.pusher.contributor);
             let hash = verified.claim().path.hash().to_string();
-            let (_, subjects) =
-                subjects.entry(one.act.pusher.contributor).or_insert_with(|| (one.job, Vec::new()));
-            subjects.push((AuxiliaryKind::Listing, hash));
-            subjects.push((AuxiliaryKind::DebugInfo, verified.measured().file.to_string()));
+            first_jobs.entry(contributor).or_insert(one.job);
+            subjects.push((contributor, AuxiliaryKind::Listing, hash));
+            subjects.push((contributor, AuxiliaryKind::DebugInfo, verified.measured().file.to_string()));
         }
-        for (contributor, (job, subjects)) in subjects {
-            let mut release = Release::new(self, cache, now);
-            for (kind, name) in auxiliary::reveal(tx, cache.id, &subjects, contributor, now).await? {
+        if !subjects.is_empty() {
+            for (contributor, kind, name) in auxiliary::reveal(tx, cache.id, &subjects, now).await? {
+                let mut release = Release::new(self, cache, now);
                 release.auxiliary(tx, kind, &name).await?;
+                levels[first_jobs[&contributor]][0].append(&mut release.objects);
             }
-            levels[job][0].append(&mut release.objects);
         }
         let changed: Vec<&Written<'_>> = written.iter().filter(|one| one.changed).collect();
         let claims: Vec<&Claim> = changed.iter().map(|one| one.candidate.verified.claim()).collect();
@@ -442,7 +405,7 @@ impl Service {
 }
 
 impl<'a> Act<'a> {
-    fn leaf(self, path_id: &'a str, event: LeafEvent<'a>) -> Leaf<'a> {
+    pub fn leaf(self, path_id: &'a str, event: LeafEvent<'a>) -> Leaf<'a> {
         Leaf {
             call: self.call,
             by: Some(self.pusher),
@@ -468,19 +431,6 @@ fn levels_of(claims: &[&Claim]) -> Vec<usize> {
         levels.push(level);
     }
     levels
-}
-
-/// Writes leaves and signatures: the last lock.
-async fn append(tx: &mut Tx, leaves: &Leaves) -> Result<()> {
-    let made = |first: i64| {
-        let made = leaves.signatures.iter().map(|(claim_id, signature, at)| MadeSignature {
-            claim_id: claim_id.clone(),
-            signature: signature.clone(),
-            leaf: first + i64::try_from(*at).unwrap_or(i64::MAX),
-        });
-        made.collect()
-    };
-    crate::service::log::append_signed(tx, &leaves.rows, made).await.map(drop)
 }
 
 /// Tells the log and the counters what was committed.
