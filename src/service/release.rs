@@ -8,7 +8,7 @@ mod order;
 mod worker;
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -186,24 +186,25 @@ impl Service {
             return true;
         }
         let releasing = self.begin_releasing(wait);
-        releasing.releases.add(objects);
+        releasing.0.add(objects);
         releasing.end().await
     }
 
-    /// Begins to release what is handed in, in that order; `wait` is for each that is handed in, and for the end.
+    /// Releases what is handed in, in that order; `wait` is for each that is handed in, and for the end.
     pub(super) fn begin_releasing(&self, wait: Duration) -> Releasing {
-        let service = self.clone();
-        let (queue, mut waiting) = mpsc::unbounded_channel::<(Vec<Wanted>, Instant)>();
-        let task = self.inner.tasks.spawn(async move {
-            let mut all_done = true;
-            while let Some((objects, deadline)) = waiting.recv().await {
-                for object in service.release_together(objects).await {
-                    all_done &= service.release_until(object, deadline).await;
-                }
+        let (queue, waiting) = mpsc::unbounded_channel();
+        let task = Arc::new(Mutex::new(ReleaseTask::Needed(self.clone(), waiting)));
+        Releasing(Releases { queue, wait, task })
+    }
+
+    async fn release_all(self, mut waiting: Waiting) -> bool {
+        let mut all_done = true;
+        while let Some((objects, deadline)) = waiting.recv().await {
+            for object in self.release_together(objects).await {
+                all_done &= self.release_until(object, deadline).await;
             }
-            all_done
-        });
-        Releasing { releases: Releases { queue, wait }, task }
+        }
+        all_done
     }
 
     /// Releases objects that do not wait for one another, all at once. Answers with what is left.
@@ -486,16 +487,23 @@ impl Service {
 }
 
 /// Objects that are being released in the background.
-pub(super) struct Releasing {
-    releases: Releases,
-    task: JoinHandle<bool>,
-}
+pub(super) struct Releasing(Releases);
 
 /// Where to hand in objects that are to be released in the background.
 #[derive(Clone)]
 pub(super) struct Releases {
     queue: mpsc::UnboundedSender<(Vec<Wanted>, Instant)>,
     wait: Duration,
+    task: Arc<Mutex<ReleaseTask>>,
+}
+
+type Waiting = mpsc::UnboundedReceiver<(Vec<Wanted>, Instant)>;
+
+/// Begun with the first object: another thread would have to be woken for a task that only waits.
+enum ReleaseTask {
+    Needed(Service, Waiting),
+    Begun(JoinHandle<bool>),
+    Awaited,
 }
 
 impl Releases {
@@ -503,20 +511,36 @@ impl Releases {
     pub fn add(&self, objects: Vec<Wanted>) {
         // Fails only if the task is gone with its runtime: then their leases run out by themselves.
         let _ = self.queue.send((objects, Instant::now() + self.wait));
+        let mut task = self.task();
+        *task = match std::mem::replace(&mut *task, ReleaseTask::Awaited) {
+            ReleaseTask::Needed(service, waiting) => {
+                ReleaseTask::Begun(service.inner.tasks.spawn(service.clone().release_all(waiting)))
+            }
+            other => other,
+        };
+    }
+
+    fn task(&self) -> MutexGuard<'_, ReleaseTask> {
+        self.task.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Releasing {
     /// Where to hand objects in.
     pub fn releases(&self) -> Releases {
-        self.releases.clone()
+        self.0.clone()
     }
 
     /// Waits for the end of all, once nobody can hand in more. True: nothing is left.
     pub async fn end(self) -> bool {
-        let Releases { queue, wait } = self.releases;
+        let task = std::mem::replace(&mut *self.0.task(), ReleaseTask::Awaited);
+        let Releases { queue, wait, .. } = self.0;
         drop(queue);
-        matches!(tokio::time::timeout(wait, self.task).await, Ok(Ok(true)))
+        match task {
+            ReleaseTask::Begun(task) => matches!(tokio::time::timeout(wait, task).await, Ok(Ok(true))),
+            // Nothing was handed in.
+            ReleaseTask::Needed(..) | ReleaseTask::Awaited => true,
+        }
     }
 }
 
