@@ -20,7 +20,6 @@ use crate::db::measured::{self, Arrival, FileState, NewMeasured};
 use crate::db::{Gate, restarting};
 use crate::nix::compression::{Compression, NarExtension, NarFileName};
 use crate::storage::{CacheObject, ObjectKey, Prepared, Sealed, Stage, Upload};
-use crate::threads::in_place;
 
 impl Service {
     /// Takes in the NAR file `file` for `cache`, whose body is `stated_size` bytes if the client said so.
@@ -53,8 +52,8 @@ impl Service {
             _ => {
                 let key = super::key_of(&cache, CacheObject::Nar(file))?;
                 let upload = self.inner.storage.upload(&key).await?;
-                let (upload, measurement) = self.stream_through(Some(upload), file, body, pace).await?;
-                let content = upload.map(Content::Written).ok_or(Error::Aborted)?;
+                let (sealed, measurement) = self.stream_through(Some(upload), file, body, pace).await?;
+                let content = sealed.map(Content::Sealed).ok_or(Error::Aborted)?;
                 Arriving { file, measurement, content }
             }
         };
@@ -109,7 +108,7 @@ impl Service {
             return Err(Error::Aborted);
         }
         let bytes = bytes.freeze();
-        match in_place(|| measure::measure(&bytes[..], file.extension, &self.inner.limits.measure)) {
+        match measure::measure(&bytes[..], file.extension, &self.inner.limits.measure) {
             Ok(measurement) if measurement.file_hash == file.hash => {
                 Ok(Arriving { file, measurement, content: Content::Whole(bytes) })
             }
@@ -117,14 +116,15 @@ impl Service {
         }
     }
 
-    /// Feeds the body to the verifier, and to storage where it is not there yet, at the speed of the slower one.
+    /// Feeds the body to the verifier, and to storage where it is not there yet, at the speed of the slower one. What
+    /// storage got is durable then, and not visible.
     pub(super) async fn stream_through<B>(
         &self,
         mut upload: Option<Upload>,
         file: NarFileName,
         mut body: B,
         mut pace: Pace,
-    ) -> Result<(Option<Upload>, Measurement)>
+    ) -> Result<(Option<Sealed>, Measurement)>
     where
         B: Stream<Item = Result<Bytes>> + Unpin + Send,
     {
@@ -154,17 +154,28 @@ impl Service {
         };
         let fed: Result<()> = fed.await;
         drop(to_verifier);
-        let verdict = verifier.await.map_err(|panic| Error::Internal(panic.into()))?;
-        let measurement = match (fed, verdict) {
-            (Ok(()), Ok(measurement)) if measurement.file_hash == file.hash => measurement,
-            (fed, verdict) => {
-                if let Some(upload) = upload {
+        // The last bytes become durable while they are verified.
+        let sealing = async {
+            match (upload, &fed) {
+                (Some(upload), Ok(())) => upload.seal().await.map(Some),
+                (Some(upload), Err(_)) => {
                     upload.abort().await;
+                    Ok(None)
                 }
-                return Err(failure(fed, verdict, file));
+                (None, _) => Ok(None),
             }
         };
-        Ok((upload, measurement))
+        let (verdict, sealed) = tokio::join!(verifier, sealing);
+        let verdict = verdict.map_err(|panic| Error::Internal(panic.into()))?;
+        match (fed, verdict) {
+            (Ok(()), Ok(measurement)) if measurement.file_hash == file.hash => Ok((sealed?, measurement)),
+            (fed, verdict) => {
+                if let Ok(Some(sealed)) = sealed {
+                    sealed.abort().await;
+                }
+                Err(failure(fed, verdict, file))
+            }
+        }
     }
 
     /// Puts verified objects in their places, between two rows for each: one that says that it comes, one that it
@@ -224,7 +235,7 @@ impl Service {
         let mut ready = Vec::with_capacity(contents.len());
         for (file, size_bytes, content) in contents {
             ready.push(match content {
-                Content::Written(upload) => Ready::Sealed(upload.seal().await),
+                Content::Sealed(sealed) => Ready::Sealed(sealed),
                 Content::Staged(stage) => Ready::Staged { stage, size_bytes, key: key(file)? },
                 Content::Whole(_) => Ready::Whole(prepared.next().ok_or(Error::Aborted)?),
             });
@@ -241,10 +252,7 @@ impl Service {
                 Ready::Staged { stage, size_bytes, key } => {
                     Some(self.inner.storage.copy_staged(&stage, size_bytes, &key).await.map_err(Error::from))
                 }
-                Ready::Sealed(sealed) => Some(match sealed {
-                    Ok(sealed) => sealed.complete().await.map_err(Error::from),
-                    Err(error) => Err(error.into()),
-                }),
+                Ready::Sealed(sealed) => Some(sealed.complete().await.map_err(Error::from)),
                 Ready::Whole(prepared) => {
                     small.push(prepared);
                     None
@@ -342,7 +350,7 @@ struct Arrived {
 
 /// Bytes that nobody can see yet.
 enum Ready {
-    Sealed(crate::storage::Result<Sealed>),
+    Sealed(Sealed),
     Whole(crate::storage::Result<Prepared>),
     Staged { stage: Stage, size_bytes: u64, key: ObjectKey },
 }
@@ -350,7 +358,7 @@ enum Ready {
 /// Where the bytes of a verified file are meanwhile.
 pub(super) enum Content {
     /// In storage, not visible yet.
-    Written(Upload),
+    Sealed(Sealed),
     /// Here.
     Whole(Bytes),
     /// In storage under another name.

@@ -109,7 +109,7 @@ impl From<NarError> for MeasureError {
 }
 
 /// Reads `source` to its end and measures it. Blocks, and keeps a core busy, or nearly two where the file is
-/// compressed and decompresses fast: call it where that is right.
+/// compressed and decompresses fast: call it where that is right. What is short and here already may be measured anywhere.
 ///
 /// `extension` is how the file's name ends; its first bytes must agree.
 pub fn measure(

@@ -117,7 +117,7 @@ impl Service {
         let (written, measurement) = self.stream_through(target, whole.file, body, Pace::new(0)).await?;
         let size_bytes = measurement.file_size;
         let content = match written {
-            Some(upload) => Content::Written(upload),
+            Some(sealed) => Content::Sealed(sealed),
             None => Content::Staged(stage.clone()),
         };
         let arriving = Arriving { file: whole.file, measurement, content };

@@ -15,8 +15,9 @@ use super::{CHUNK_BYTES, Disk, FILE_MODE};
 use crate::storage::error::{Result, StorageError};
 use crate::threads::in_place;
 
-/// From so many bytes on a flush of them is begun while more come in: what is left at the end takes a tenth of a second.
-const SYNC_BYTES: usize = 64 * 1024 * 1024;
+/// From so many bytes on a flush of them is begun while more come in: what is left at the end takes some
+/// hundredths of a second.
+const SYNC_BYTES: usize = 16 * 1024 * 1024;
 
 impl Disk {
     /// A new temporary file, locked for as long as its writer lives.
