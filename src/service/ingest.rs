@@ -19,7 +19,7 @@ use crate::db::caches::CacheRow;
 use crate::db::measured::{self, Arrival, FileState, NewMeasured};
 use crate::db::{Gate, restarting};
 use crate::nix::compression::{Compression, NarExtension, NarFileName};
-use crate::storage::{CacheObject, ObjectKey, Prepared, Sealed, Stage, Upload};
+use crate::storage::{CacheObject, ObjectKey, Prepared, Sealed, Settling, Stage, Upload};
 
 impl Service {
     /// Takes in the NAR file `file` for `cache`, whose body is `stated_size` bytes if the client said so.
@@ -192,7 +192,7 @@ impl Service {
         let preparing = self.prepare(cache, contents);
         let (prepared, generations) = tokio::join!(preparing, self.announce(call, cache, pusher, &arriving));
         let files: Vec<_> = arriving.iter().map(|one| one.file).zip(generations?).collect();
-        let mut results = self.place(prepared?).await?;
+        let (mut results, settling) = self.place(prepared?).await?;
         let placed: Vec<_> =
             files.iter().zip(&results).filter(|(_, result)| result.is_ok()).map(|(file, _)| *file).collect();
         let stored = restarting(|| async {
@@ -204,12 +204,18 @@ impl Service {
             Ok::<_, Error>(stored)
         })
         .await;
+        // A row without its file, which a power failure may leave before this, is found out by whoever publishes it.
+        let settled = settling.end().await;
+        if settled.is_err() {
+            self.lose(cache, &placed).await;
+        }
         // Whatever the reason, nobody acknowledged the others' bytes: they go again, unless they are another's.
         let known = stored.as_ref().ok();
         let unstored = files.iter().map(|(file, _)| *file);
         let unstored = unstored.filter(|file| known.is_none_or(|stored| !stored.contains(file)));
         self.condemn(cache, unstored.collect()).await;
         let stored = stored?;
+        settled?;
         for ((file, _), result) in files.iter().zip(&mut results) {
             if result.is_ok() && !stored.contains(file) {
                 *result = Err(Conflict::DeletedMeanwhile.into());
@@ -243,8 +249,8 @@ impl Service {
         Ok(ready)
     }
 
-    /// Makes the objects visible in storage, whose rows say that they come.
-    async fn place(&self, ready: Vec<Ready>) -> Result<Vec<Result<()>>> {
+    /// Makes the objects visible in storage, whose rows say that they come. Small ones are durable a little later.
+    async fn place(&self, ready: Vec<Ready>) -> Result<(Vec<Result<()>>, Settling)> {
         let mut small = Vec::new();
         let mut results = Vec::with_capacity(ready.len());
         for one in ready {
@@ -259,9 +265,10 @@ impl Service {
                 }
             });
         }
-        let mut placed = self.inner.storage.place_all(small).await.into_iter();
+        let (placed, settling) = self.inner.storage.place_all(small).await;
+        let mut placed = placed.into_iter();
         let mut next = || placed.next().map_or(Err(Error::Aborted), |result| result.map_err(Error::from));
-        Ok(results.into_iter().map(|result| result.unwrap_or_else(&mut next)).collect())
+        Ok((results.into_iter().map(|result| result.unwrap_or_else(&mut next)).collect(), settling))
     }
 
     /// Writes down that the objects come, as soon as no DELETE of an earlier one can land any more.
@@ -297,6 +304,26 @@ impl Service {
                     tokio::time::sleep(Duration::from_millis(wait.unsigned_abs())).await;
                 }
             }
+        }
+    }
+
+    /// Has files pushed anew of which nobody knows whether they last.
+    pub(super) async fn lose(&self, cache: &CacheRow, files: &[(NarFileName, i64)]) {
+        let lost = restarting(|| async {
+            let mut tx = self.inner.db.begin(Gate::Shared).await?;
+            for (file, generation) in files {
+                if let Some(row) = measured::find(&mut tx, cache.id, file).await? {
+                    measured::lose(&mut tx, &row.id, *generation).await?;
+                }
+            }
+            Ok::<_, Error>(tx.commit().await?)
+        });
+        if let Err(error) = lost.await {
+            // What is missing is found missing when it is looked for.
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "files are taken for stored that may not last"
+            );
         }
     }
 

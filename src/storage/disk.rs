@@ -24,7 +24,7 @@ use futures_util::stream::{self, BoxStream};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
-use tokio::sync::mpsc;
+use tokio::sync::{RwLock, mpsc};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
@@ -78,6 +78,20 @@ pub(super) struct Begun {
     until: Instant,
 }
 
+/// Folders of named files, which are being synced.
+pub(super) struct Unsynced(JoinHandle<io::Result<()>>);
+
+impl Unsynced {
+    async fn end(self) -> io::Result<()> {
+        self.0.await.unwrap_or_else(|ended| Err(io::Error::other(ended)))
+    }
+
+    /// Waits until the files last.
+    pub(super) async fn settle(self) -> Result<()> {
+        self.end().await.map_err(|source| StorageError::from_io(SYNCING, source))
+    }
+}
+
 pub(super) struct Disk {
     path: PathBuf,
     root: OwnedFd,
@@ -87,6 +101,8 @@ pub(super) struct Disk {
     files: AtomicU64,
     /// Folders whose own names this process has synced, all the way up. Nothing here removes folders.
     lasting: Mutex<HashSet<String>>,
+    /// Shared by folders that are being synced while their files are here already.
+    syncing: Arc<RwLock<()>>,
     /// Names of files whose folders are still to be synced, one for each folder.
     unsettled: Mutex<HashMap<String, String>>,
     /// Calls to the file system that flush the disk, and those that do not: one kind says nothing of the other.
@@ -105,7 +121,8 @@ impl Disk {
             // Sealed, and nobody else's business all the same.
             make_folder(&own, "backups", TEMPORARY_FOLDER_MODE)?;
             let (files, lasting) = (AtomicU64::new(0), Mutex::default());
-            let (unsettled, flushes, calls) = (Mutex::default(), Short::default(), Short::default());
+            let (syncing, unsettled) = (Arc::default(), Mutex::default());
+            let (flushes, calls) = (Short::default(), Short::default());
             let put_time_max = settings.put_time_max;
             let disk = Self {
                 path,
@@ -115,6 +132,7 @@ impl Disk {
                 put_time_max,
                 files,
                 lasting,
+                syncing,
                 unsettled,
                 flushes,
                 calls,
@@ -152,7 +170,7 @@ impl Disk {
     }
 
     pub(super) fn settle(self: &Arc<Self>) -> Result<()> {
-        self.flushed("sync folders", || {
+        self.flushed(SYNCING, || {
             let names = std::mem::take(&mut *lock(&self.unsettled));
             let mut left = names.iter();
             let settled = left.try_for_each(|(_, name)| self.sync_folders(name));
@@ -175,12 +193,43 @@ impl Disk {
     }
 
     /// Makes written files objects, all at once, and none after `until`.
-    pub(super) fn place_all(
+    pub(super) async fn place_all(
         self: &Arc<Self>,
         written: Vec<Result<DiskSealed>>,
         until: Option<Instant>,
     ) -> Vec<Result<()>> {
-        self.flushes.run(|| self.rename_all(written, until))
+        let (placed, unsynced) = self.name_all(written, until).await;
+        match unsynced.end().await {
+            Ok(()) => placed,
+            Err(error) => {
+                let told = || StorageError::from_io(SYNCING, io::Error::new(error.kind(), error.to_string()));
+                placed.into_iter().map(|placed| placed.and_then(|()| Err(told()))).collect()
+            }
+        }
+    }
+
+    /// The same, but that they last is waited for apart: each folder is synced once for all that it gets.
+    pub(super) async fn name_all(
+        self: &Arc<Self>,
+        written: Vec<Result<DiskSealed>>,
+        until: Option<Instant>,
+    ) -> (Vec<Result<()>>, Unsynced) {
+        let mut folders = HashMap::new();
+        let mut place = |DiskSealed { temporary, name }: DiskSealed| {
+            let placed = in_time(until).and_then(|()| temporary.place(&name));
+            placed.map_err(|source| StorageError::from_io("name a file in time", source))?;
+            folders.insert(folder_of(&name).to_owned(), name);
+            Ok(())
+        };
+        let under_way = Arc::clone(&self.syncing).read_owned().await;
+        let name_all = || written.into_iter().map(|file| file.and_then(&mut place)).collect();
+        let placed = self.calls.run(name_all);
+        let disk = self.clone();
+        let sync = move || {
+            let _under_way = under_way;
+            folders.values().try_for_each(|name| disk.sync_folders(name))
+        };
+        (placed, Unsynced(tokio::task::spawn_blocking(sync)))
     }
 
     pub(super) fn upload(self: &Arc<Self>, key: &ObjectKey) -> Result<DiskUpload> {
@@ -223,7 +272,9 @@ impl Disk {
         Ok(Some(Object { size_bytes, body: body.boxed() }))
     }
 
-    pub(super) fn size(self: &Arc<Self>, key: &ObjectKey) -> Result<Option<u64>> {
+    pub(super) async fn size(self: &Arc<Self>, key: &ObjectKey) -> Result<Option<u64>> {
+        // Whoever asks builds on it: what is there has to last.
+        drop(self.syncing.write().await);
         let found = self.here("look for a file", || self.open_file(&key.to_string()))?;
         found.map(|file| Ok(file?.1)).transpose()
     }
@@ -293,29 +344,6 @@ impl Disk {
         Ok(())
     }
 
-    /// Makes synced files objects, and that durable by one flush of each folder.
-    fn rename_all(&self, files: Vec<Result<DiskSealed>>, until: Option<Instant>) -> Vec<Result<()>> {
-        const ACTION: &str = "name a file in time";
-        let mut folders = HashMap::new();
-        let mut place = |DiskSealed { temporary, name }: DiskSealed| {
-            let placed = in_time(until).and_then(|()| temporary.place(&name));
-            placed.map_err(|source| StorageError::from_io(ACTION, source))?;
-            let folder = folder_of(&name).to_owned();
-            folders.insert(folder.clone(), name);
-            Ok(folder)
-        };
-        let placed: Vec<Result<String>> = files.into_iter().map(|file| file.and_then(&mut place)).collect();
-        let synced = folders.iter().map(|(folder, name)| (folder, self.sync_folders(name)));
-        let unsynced: HashMap<_, _> =
-            synced.filter_map(|(folder, synced)| Some((folder, synced.err()?))).collect();
-        let told = |source: &io::Error| io::Error::new(source.kind(), source.to_string());
-        let lasts = |folder: String| match unsynced.get(&folder) {
-            Some(source) => Err(StorageError::from_io(ACTION, told(source))),
-            None => Ok(()),
-        };
-        placed.into_iter().map(|placed| placed.and_then(lasts)).collect()
-    }
-
     /// Opens the folders that lead to `name`, outermost first, and says what is left: the file's name.
     ///
     /// Missing ones are made if `make`; else there is `None`.
@@ -368,6 +396,8 @@ impl fmt::Display for Disk {
         write!(f, "file://{}", self.path.display())
     }
 }
+
+const SYNCING: &str = "sync folders";
 
 const FOLDER_FLAGS: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);

@@ -15,7 +15,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::TryStreamExt as _;
@@ -156,7 +156,12 @@ impl Storage {
             Backend::S3(_) => None,
         };
         let prepared = self.prepare_all(objects).await;
-        self.place_until(prepared, until).await
+        let (files, puts, failed) = self.sorted(prepared);
+        let placed = match &self.backend {
+            Backend::Disk(disk) => disk.place_all(files, until).await,
+            Backend::S3(s3) => s3.put_all(puts).await,
+        };
+        each(failed, placed)
     }
 
     /// Does all of [`Storage::put_all`] that can be done while nothing becomes visible. What is dropped leaves no trace.
@@ -170,19 +175,30 @@ impl Storage {
         }
     }
 
-    /// Makes prepared objects visible and durable: what became of each, in their order.
+    /// Makes prepared objects visible: what became of each, in their order. A power failure may take them away again until
+    /// [`Settling::end`] has answered, which may be waited for while something else goes on.
     ///
     /// On disk a folder is flushed once for all that it gets, which is most of what a small file costs.
-    pub async fn place_all(&self, prepared: Vec<Result<Prepared>>) -> Vec<Result<()>> {
-        self.place_until(prepared, None).await
+    pub async fn place_all(&self, prepared: Vec<Result<Prepared>>) -> (Vec<Result<()>>, Settling) {
+        let (files, puts, failed) = self.sorted(prepared);
+        let (placed, unsynced) = match &self.backend {
+            Backend::Disk(_) if files.is_empty() => (Vec::new(), None),
+            Backend::Disk(disk) => {
+                let (placed, unsynced) = disk.name_all(files, None).await;
+                (placed, Some(unsynced))
+            }
+            Backend::S3(s3) => (s3.put_all(puts).await, None),
+        };
+        (each(failed, placed), Settling(unsynced))
     }
 
-    async fn place_until(&self, prepared: Vec<Result<Prepared>>, until: Option<Instant>) -> Vec<Result<()>> {
-        let (mut written, mut puts, mut failed) = (Vec::new(), Vec::new(), Vec::new());
+    /// Files and puts, and at the place of each `None`, or why it is neither.
+    fn sorted(&self, prepared: Vec<Result<Prepared>>) -> (Files, Puts, Vec<Option<StorageError>>) {
+        let (mut files, mut puts, mut failed) = (Vec::new(), Vec::new(), Vec::new());
         for one in prepared {
             failed.push(match (&self.backend, one) {
                 (Backend::Disk(_), Ok(Prepared(PreparedBackend::Disk(file)))) => {
-                    written.push(Ok(file));
+                    files.push(Ok(file));
                     None
                 }
                 (Backend::S3(_), Ok(Prepared(PreparedBackend::S3(put)))) => {
@@ -193,16 +209,7 @@ impl Storage {
                 (_, Err(error)) => Some(error),
             });
         }
-        let placed = match &self.backend {
-            Backend::Disk(disk) => disk.place_all(written, until),
-            Backend::S3(s3) => s3.put_all(puts).await,
-        };
-        let mut placed = placed.into_iter();
-        let result = |failed: Option<StorageError>| match failed {
-            Some(error) => Err(error),
-            None => placed.next().unwrap_or(Err(OTHER_STORAGE)),
-        };
-        failed.into_iter().map(result).collect()
+        (files, puts, failed)
     }
 
     /// Begins to write an object of any size, which becomes visible only by [`Sealed::complete`].
@@ -235,10 +242,11 @@ impl Storage {
         Ok(Some(whole.freeze()))
     }
 
-    /// The size of an object in bytes; `None` if it is absent.
+    /// The size of an object in bytes; `None` if it is absent. One that is found lasts, unless it is put anew by
+    /// [`Storage::put_soon`].
     pub async fn size(&self, key: &ObjectKey) -> Result<Option<u64>> {
         match &self.backend {
-            Backend::Disk(disk) => disk.size(key),
+            Backend::Disk(disk) => disk.size(key).await,
             Backend::S3(s3) => s3.size(key).await,
         }
     }
@@ -384,6 +392,32 @@ enum BegunBackend {
 
 /// A small object that is ready to be made visible. Dropping it leaves no trace.
 pub struct Prepared(PreparedBackend);
+
+type Files = Vec<Result<disk::DiskSealed>>;
+type Puts = Vec<(ObjectKey, Bytes)>;
+
+/// What [`Storage::place_all`] has made visible, on its way to being durable.
+pub struct Settling(Option<disk::Unsynced>);
+
+impl Settling {
+    /// Waits until all of it is durable. After an error nothing is known of any of it.
+    pub async fn end(self) -> Result<()> {
+        match self.0 {
+            Some(unsynced) => unsynced.settle().await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// What became of each: why it failed before, or what became of it now.
+fn each(failed: Vec<Option<StorageError>>, placed: Vec<Result<()>>) -> Vec<Result<()>> {
+    let mut placed = placed.into_iter();
+    let result = |failed: Option<StorageError>| match failed {
+        Some(error) => Err(error),
+        None => placed.next().unwrap_or(Err(OTHER_STORAGE)),
+    };
+    failed.into_iter().map(result).collect()
+}
 
 enum PreparedBackend {
     Disk(disk::DiskSealed),

@@ -10,6 +10,7 @@ use super::*;
 use crate::access::{TokenId, TokenText};
 use crate::db::testing::{NOON, TestDb, gate_is_free};
 use crate::db::{caches, log};
+use crate::service::read::Side;
 use crate::vault::VaultError;
 
 fn id(server: &TestService, text: &TokenText) -> TokenId {
@@ -157,6 +158,62 @@ on_each_database_with_threads! {
         assert_eq!(published(&server).await, PUBLISHERS - 3);
         let signed = events(&test).await.into_iter().filter(|event| event == "sign").count() as u64;
         assert_eq!(signed, PUBLISHERS - 3);
+    }
+
+    async fn each_of_many_paths_gets_its_own_signature_whichever_of_them_stand_already(test: TestDb) {
+        let server = TestService::start(&test).await;
+        let call = server.call(&server.contributor("ci", "push:main").await).await;
+        let main: CacheName = "main".parse().unwrap();
+        let samples: Vec<_> = (0..12).map(Sample::numbered).collect();
+        for sample in &samples {
+            server.put_nar(&call, sample).await.unwrap();
+        }
+        for sample in samples.iter().step_by(3) {
+            server.put_narinfo(&call, sample).await.unwrap();
+        }
+        let narinfos: Vec<_> = samples.iter().map(|sample| sample.narinfo.clone()).collect();
+
+        let outcomes = server.service.publish(&call, &main, &narinfos).await.unwrap();
+
+        for (at, outcome) in outcomes.into_iter().enumerate() {
+            let expected = if at % 3 == 0 { Published::Again } else { Published::New };
+            assert_eq!(outcome.result.unwrap().published, expected, "{at}");
+        }
+        let cache = server.service.existing_cache(&main).await.unwrap();
+        let keys = {
+            let mut connection = test.db.read().await.unwrap();
+            crate::db::signing_keys::active_of_cache(&mut connection, cache.id).await.unwrap()
+        };
+        for sample in &samples {
+            let served = server.service.narinfo(&cache, sample.path.hash()).await.unwrap().unwrap();
+            let narinfo = NarInfo::parse(&served.text).unwrap();
+            let fingerprint = narinfo.claim.fingerprint();
+            assert_eq!(narinfo.signatures.len(), keys.len());
+            let signed = |key: &crate::db::signing_keys::KeyRow| {
+                key.public_key.verify(fingerprint.as_bytes(), &narinfo.signatures[0])
+            };
+            assert!(keys.iter().all(signed), "{}", sample.path);
+        }
+        assert_eq!(events(&test).await.into_iter().filter(|event| event == "sign").count(), samples.len());
+    }
+
+    async fn a_file_that_may_not_last_is_not_published_until_it_is_pushed_again(test: TestDb) {
+        let server = TestService::start(&test).await;
+        let call = server.call(&server.contributor("ci", "push:main").await).await;
+        let cache = server.service.existing_cache(&"main".parse().unwrap()).await.unwrap();
+        let (sample, other) = (Sample::numbered(1), Sample::numbered(2));
+        for sample in [&sample, &other] {
+            server.put_nar(&call, sample).await.unwrap();
+        }
+
+        // Of a later push nothing is taken away.
+        server.service.lose(&cache, &[(sample.file, 1), (other.file, 7)]).await;
+
+        assert!(server.service.nar(&cache, sample.file, Side::Push).await.unwrap().is_none());
+        let refused = server.put_narinfo(&call, &sample).await;
+        assert!(matches!(refused, Err(Error::Rejected(Rejection::LostNar(_)))), "{refused:?}");
+        assert_eq!(server.push(&call, &sample).await.unwrap(), Published::New);
+        assert_eq!(server.put_narinfo(&call, &other).await.unwrap(), Published::New);
     }
 
     async fn a_revocation_is_not_held_up_by_32_publishers_and_none_publishes_after_it(test: TestDb) {
