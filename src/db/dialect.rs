@@ -34,12 +34,13 @@ pub fn json_list<T: AsRef<str>>(values: impl IntoIterator<Item = T>) -> String {
 
 /// A statement over many rows that come as one JSON parameter, an array of objects: the member `x` of one is
 /// `r.value ->> 'x'`, and numbers are to be cast. Each statement costs a turn of the network, or a parsed text,
-/// so a thousand rows in one are what makes a large push fast.
+/// so a thousand rows in one are what makes a large push fast. (`json_each` would write each row out as text, to be
+/// parsed again for each member.)
 macro_rules! with_json_rows {
     ($connection:expr, $before:literal, $parameter:literal, $after:literal) => {
         $crate::db::dialect::Dialect::of($connection).pick(
             concat!($before, " FROM json_array_elements(", $parameter, "::json) AS r (value) ", $after),
-            concat!($before, " FROM json_each(", $parameter, ") AS r ", $after),
+            concat!($before, " FROM jsonb_each(", $parameter, ") AS r ", $after),
         )
     };
 }
@@ -71,7 +72,7 @@ macro_rules! update_by_json_rows {
                 $set,
                 " WHERE id IN (SELECT ",
                 $table,
-                ".id FROM json_each(",
+                ".id FROM jsonb_each(",
                 $parameter,
                 ") AS r CROSS JOIN ",
                 $table,

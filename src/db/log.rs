@@ -195,16 +195,16 @@ pub async fn append(
             ") UPDATE log_state SET size = $5, frontier = $6, frontier_size = $7 WHERE id = 1"
         ),
         concat!(
-            leaves!("json_each($1)"),
+            leaves!("jsonb_each($1)"),
             "; ",
             insert!(
                 "log_openings (idx, part, salt, text)",
                 "CAST(r.value ->> 'idx' AS BIGINT), r.value ->> 'part', unhex(r.value ->> 'salt'), \
                  r.value ->> 'text'",
-                "json_each($2)"
+                "jsonb_each($2)"
             ),
             "; ",
-            references!("json_each($3)", ""),
+            references!("jsonb_each($3)", ""),
             "; ",
             put_signatures_sql!(sqlite "$4"),
             "; UPDATE log_state SET size = $5, frontier = $6, frontier_size = $7 WHERE id = 1"

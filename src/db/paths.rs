@@ -331,9 +331,9 @@ pub async fn insert_claims(connection: &mut Connection, new: &[NewClaim<'_>]) ->
              JOIN written w ON w.id = r.value ->> 'claim') SELECT path_id, id FROM written"
         ),
         concat!(
-            insert!("json_each($1) AS r"),
+            insert!("jsonb_each($1) AS r"),
             "; INSERT INTO path_refs (claim_id, ref_hash) SELECT c.id, r.value ->> 'hash' \
-             FROM json_each($2) AS r JOIN claims c ON c.id = r.value ->> 'claim'"
+             FROM jsonb_each($2) AS r JOIN claims c ON c.id = r.value ->> 'claim'"
         ),
     );
     let references = new.iter().flat_map(|new| {
@@ -495,7 +495,7 @@ macro_rules! put_signatures_sql {
         concat!(
             "INSERT INTO signatures (claim_id, key_name, sig, leaf) \
              SELECT r.value ->> 'claim', r.value ->> 'key', unhex(r.value ->> 'sig'), \
-             CAST(r.value ->> 'leaf' AS BIGINT) FROM json_each(",
+             CAST(r.value ->> 'leaf' AS BIGINT) FROM jsonb_each(",
             $parameter,
             ") AS r WHERE TRUE \
              ON CONFLICT (claim_id, key_name) DO UPDATE SET sig = excluded.sig, leaf = excluded.leaf"
