@@ -1,22 +1,25 @@
 //! Signed, logged publications a second against bare commits: `nice cargo bench --bench publish [-- FOLDER]`.
 //!
-//! Not a test: it prints figures. Sixteen contributors publish tiny paths one at a time, on SQLite in FOLDER (the system's
-//! folder for temporary files, if none is named) with `synchronous = FULL`; objects lie in memory, so that storage is out
-//! of the picture. Between the rounds one connection commits an UPDATE of one row as fast as it can, on the same disk.
+//! Not a test: it prints figures. Sixteen contributors publish tiny paths on SQLite in FOLDER (the system's folder for
+//! temporary files, if none is named) with `synchronous = FULL`: one at a time, as Nix does, and several in a call, as
+//! `narvault push` does. Objects lie in memory, so that storage is out of the picture but for its processor time; the time
+//! in transactions is without that as well. Before each round one connection commits an UPDATE of one row as fast as it can,
+//! on the same disk.
 
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use narvault::service::{Call, KeyLimits, Service};
+use narvault::service::{Call, FIRST_CACHE, KeyLimits, Service};
 use sqlx::Connection as _;
 use support::{Failure, Sample};
 
 const PUBLISHERS: u64 = 16;
 const PATHS_EACH: u64 = 200;
+/// Paths of a call that publishes several: `narvault push` sends as many as are ready, up to a thousand.
+const PATHS_A_CALL: usize = 50;
 const ROUNDS: u64 = 5;
 const COMMITS: u64 = 2000;
 
@@ -37,39 +40,76 @@ async fn main() -> Result<(), Failure> {
         publishers.push(support::pusher(&service, &admin, &format!("ci-{number}")).await?);
     }
     println!("{PUBLISHERS} publishers, {PATHS_EACH} paths each a round; a second:");
-    println!("bare commits   publications   ratio   log's share");
+    println!("bare commits   paths a call   published   ratio   in transactions   ratio   log's share");
     for round in 0..ROUNDS {
-        let samples = (0..PUBLISHERS * PATHS_EACH).map(|at| Sample::new(&format!("{round} {at}")));
-        let samples = samples.collect::<Result<Vec<_>, _>>()?;
-        put_nars(&service, &publishers, &samples).await?;
         let bare = bare_commits(folder.path()).await?;
-        let (all, log) = (seconds(&figures, "publish_transaction"), seconds(&figures, "log_append"));
-        let published = publish(&service, &publishers, samples).await?;
-        let all = seconds(&figures, "publish_transaction") - all;
-        let log = seconds(&figures, "log_append") - log;
-        println!("{bare:12.0}   {published:12.0}   {:5.2}   {:9.0} %", published / bare, log / all * 100.0);
+        for paths_a_call in [1, PATHS_A_CALL] {
+            let samples = (0..PUBLISHERS * PATHS_EACH)
+                .map(|at| Sample::new(&format!("{round} {paths_a_call} {at}")))
+                .collect::<Result<Vec<_>, _>>()?;
+            each_publisher(&service, &publishers, &samples, 1, put_nar).await?;
+            let (all, log) = (seconds(&figures, "publish_transaction"), seconds(&figures, "log_append"));
+            let published = if paths_a_call == 1 {
+                each_publisher(&service, &publishers, &samples, 1, put_narinfo).await?
+            } else {
+                each_publisher(&service, &publishers, &samples, paths_a_call, publish).await?
+            };
+            let all = seconds(&figures, "publish_transaction") - all;
+            let log = seconds(&figures, "log_append") - log;
+            // There is one transaction at a time.
+            let in_transactions = samples.len() as f64 / all;
+            println!(
+                "{bare:12.0}   {paths_a_call:12}   {published:9.0}   {:5.2}   {in_transactions:15.0}   {:5.2}   {:9.0} %",
+                published / bare,
+                in_transactions / bare,
+                log / all * 100.0
+            );
+        }
     }
     service.shut_down().await;
     Ok(())
 }
 
-async fn put_nars(service: &Service, publishers: &[Call], samples: &[Sample]) -> Result<(), Failure> {
-    for (at, sample) in samples.iter().enumerate() {
-        sample.put_nar(service, &publishers[at % publishers.len()]).await?;
+async fn put_nar(service: Service, call: Call, samples: Vec<Sample>) -> Result<(), Failure> {
+    for sample in &samples {
+        sample.put_nar(&service, &call).await?;
     }
     Ok(())
 }
 
-/// All samples, each publisher one after the other.
-async fn publish(service: &Service, publishers: &[Call], samples: Vec<Sample>) -> Result<f64, Failure> {
-    let (count, samples) = (samples.len(), Arc::new(samples));
+async fn put_narinfo(service: Service, call: Call, samples: Vec<Sample>) -> Result<(), Failure> {
+    for sample in &samples {
+        sample.put_narinfo(&service, &call).await?;
+    }
+    Ok(())
+}
+
+async fn publish(service: Service, call: Call, samples: Vec<Sample>) -> Result<(), Failure> {
+    let narinfos: Vec<String> = samples.iter().map(|sample| sample.narinfo.clone()).collect();
+    for outcome in service.publish(&call, &FIRST_CACHE.parse()?, &narinfos).await? {
+        outcome.result?;
+    }
+    Ok(())
+}
+
+/// Has each publisher do `work` with its samples, so many at a time, one call after the other: samples a second.
+async fn each_publisher<F>(
+    service: &Service,
+    publishers: &[Call],
+    samples: &[Sample],
+    at_a_time: usize,
+    work: impl Fn(Service, Call, Vec<Sample>) -> F + Clone + Send + 'static,
+) -> Result<f64, Failure>
+where
+    F: Future<Output = Result<(), Failure>> + Send,
+{
     let started = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
-    for (first, call) in publishers.iter().cloned().enumerate() {
-        let (service, samples, step) = (service.clone(), Arc::clone(&samples), publishers.len());
+    for (own, call) in samples.chunks(samples.len() / publishers.len()).zip(publishers) {
+        let (service, call, own, work) = (service.clone(), call.clone(), own.to_vec(), work.clone());
         tasks.spawn(async move {
-            for sample in samples.iter().skip(first).step_by(step) {
-                sample.put_narinfo(&service, &call).await?;
+            for some in own.chunks(at_a_time) {
+                work(service.clone(), call.clone(), some.to_vec()).await?;
             }
             Ok::<_, Failure>(())
         });
@@ -77,7 +117,7 @@ async fn publish(service: &Service, publishers: &[Call], samples: Vec<Sample>) -
     while let Some(ended) = tasks.join_next().await {
         ended??;
     }
-    Ok(count as f64 / started.elapsed().as_secs_f64())
+    Ok(samples.len() as f64 / started.elapsed().as_secs_f64())
 }
 
 /// Commits of one row's change, each on the disk before the next begins.

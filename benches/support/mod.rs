@@ -84,11 +84,13 @@ pub async fn pusher(service: &Service, admin: &Call, name: &str) -> Result<Call,
 }
 
 /// A path of one small file.
+#[derive(Clone)]
 pub struct Sample {
     path: StorePath,
     file: NarFileName,
     nar: Bytes,
-    narinfo: String,
+    /// As it is pushed.
+    pub narinfo: String,
 }
 
 impl Sample {
