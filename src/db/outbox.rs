@@ -321,11 +321,24 @@ macro_rules! waiting_references_sql {
 use waiting_references_sql;
 
 /// Whether an object waits, leased or not.
+#[cfg(test)]
 pub async fn waits(connection: &mut Connection, object: &str) -> Result<bool> {
     let row: Option<(String,)> = sqlx::query_as("SELECT object FROM outbox WHERE object = $1")
         .bind(object)
         .fetch_optional(connection)
         .await?;
+    Ok(row.is_some())
+}
+
+/// Whether an object waits for more than to be done once more by and by, as [`finish`] has noted.
+pub async fn is_unfinished(connection: &mut Connection, object: &str) -> Result<bool> {
+    let row: Option<(String,)> = sqlx::query_as(
+        "SELECT object FROM outbox WHERE object = $1 AND NOT (lease_owner IS NULL AND attempts = 0 \
+         AND redo_at IS NOT NULL AND not_before = redo_at)",
+    )
+    .bind(object)
+    .fetch_optional(connection)
+    .await?;
     Ok(row.is_some())
 }
 

@@ -331,7 +331,8 @@ impl Service {
         let mut tx = self.inner.db.begin_lazy(Gate::Around).await?;
         let now = self.inner.clock.now();
         let leased = outbox::lease(&mut tx, [object], &self.inner.lease_terms, now).await?.pop();
-        let waits = leased.is_some() || outbox::waits(&mut tx, object).await?;
+        // The worker, or another replica, may have been first.
+        let waits = leased.is_some() || outbox::is_unfinished(&mut tx, object).await?;
         tx.commit().await?;
         Ok(leased.ok_or(if waits { Done::Later } else { Done::Yes }))
     }

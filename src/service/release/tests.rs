@@ -53,6 +53,33 @@ async fn push_cycle(server: &TestService) -> [Sample; 3] {
 }
 
 on_each_database! {
+    async fn what_is_done_already_and_only_repeated_later_is_not_waited_for(test: &TestDb) {
+        let server = TestService::start(test).await;
+        let call = server.call(&server.contributor("ci", "push:main").await).await;
+        let sample = Sample::new(A, "a", &[]);
+        server.push(&call, &sample).await.unwrap();
+        server.service.finish().await.unwrap();
+        enqueue(&server, &[&sample]).await;
+        let object = ObjectKey::Cache("main".parse().unwrap(), CacheObject::Narinfo(sample.path.hash())).to_string();
+        // Another replica stalls with it beyond its lease.
+        let terms = LeaseTerms { owner: "stalled".into(), ..server.service.inner.lease_terms.clone() };
+        let mut tx = test.db.begin(Gate::Around).await.unwrap();
+        assert_eq!(outbox::lease(&mut tx, [&object], &terms, server.clock.now()).await.unwrap().len(), 1);
+        tx.commit().await.unwrap();
+        assert_eq!(server.service.release_one(&object, None, None).await, Done::Later);
+        server.clock.advance_seconds(terms.lease_millis / 1000 + 1);
+
+        assert_eq!(server.service.release_due().await.unwrap(), 1);
+        server.service.finish().await.unwrap();
+
+        assert!(waiting(&server, &sample).await, "what the other one still writes is not looked after");
+        assert_eq!(server.service.release_one(&object, None, None).await, Done::Yes);
+        assert!(waiting(&server, &sample).await);
+        server.clock.advance_seconds(terms.attempt_millis_max / 1000 + 1);
+        round(&server).await;
+        assert!(!waiting(&server, &sample).await);
+    }
+
     async fn a_long_chain_of_references_takes_one_round(test: &TestDb) {
         let server = TestService::start(test).await;
         let pusher = server.contributor("ci", "push:main").await;
