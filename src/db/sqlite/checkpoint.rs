@@ -101,15 +101,18 @@ impl Checkpoints {
 
 impl WrittenBack {
     fn write_back(mut self, path: &Path) -> Self {
-        match self.try_write_back(path) {
-            Ok(pages) => self.pages = pages,
+        match self.try_write_back(path).map(u32::try_from) {
+            Ok(Ok(pages)) => self.pages = pages,
+            // Busy: a commit, or another process, is at it.
+            Ok(Err(_)) => {}
             Err(error) => failed(&error),
         }
         self
     }
 
     /// Waits for nobody, and nobody waits: what readers still need, and what is committed meanwhile, stays for the next time.
-    fn try_write_back(&mut self, path: &Path) -> rusqlite::Result<u32> {
+    /// Answers with the pages of the log that stand in the database, -1 where somebody else is at it.
+    fn try_write_back(&mut self, path: &Path) -> rusqlite::Result<i64> {
         let connection = match &self.connection {
             Some(connection) => connection,
             None => {
