@@ -320,16 +320,6 @@ macro_rules! waiting_references_sql {
 }
 use waiting_references_sql;
 
-/// Whether an object waits, leased or not.
-#[cfg(test)]
-pub async fn waits(connection: &mut Connection, object: &str) -> Result<bool> {
-    let row: Option<(String,)> = sqlx::query_as("SELECT object FROM outbox WHERE object = $1")
-        .bind(object)
-        .fetch_optional(connection)
-        .await?;
-    Ok(row.is_some())
-}
-
 /// Whether an object waits for more than to be done once more by and by, as [`finish`] has noted.
 pub async fn is_unfinished(connection: &mut Connection, object: &str) -> Result<bool> {
     let row: Option<(String,)> = sqlx::query_as(

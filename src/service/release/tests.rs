@@ -30,7 +30,8 @@ async fn round(server: &TestService) {
 
 async fn waiting(server: &TestService, sample: &Sample) -> bool {
     let key = ObjectKey::Cache("main".parse().unwrap(), CacheObject::Narinfo(sample.path.hash()));
-    outbox::waits(&mut server.service.inner.db.read().await.unwrap(), &key.to_string()).await.unwrap()
+    let mut connection = server.service.inner.db.read().await.unwrap();
+    !outbox::waiting_among(&mut connection, [key.to_string()]).await.unwrap().is_empty()
 }
 
 /// Paths `a` and `b` that refer to each other, and `c`, to which `a` refers as well.
