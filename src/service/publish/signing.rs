@@ -51,12 +51,11 @@ impl Signing {
 impl Service {
     /// Begins to sign those paths that never were here, where it pays.
     pub(super) fn sign_aside(&self, signers: &Arc<Signers>, accepted: &[Accepted<'_>]) -> Signing {
-        let fresh = |one: &Accepted<'_>| {
-            matches!(one.meets, Meets::Nothing).then(|| one.candidate.verified.claim().fingerprint())
-        };
-        let fingerprints: Vec<Option<String>> = accepted.iter().map(fresh).collect();
-        let signatures = fingerprints.iter().flatten().count() * signers.keys.len();
+        let is_fresh = |one: &&Accepted<'_>| matches!(one.meets, Meets::Nothing);
+        let signatures = accepted.iter().filter(is_fresh).count() * signers.keys.len();
         let begun = (signatures >= SIGNED_ASIDE_MIN).then(|| {
+            let fingerprint = |one| is_fresh(&one).then(|| one.candidate.verified.claim().fingerprint());
+            let fingerprints: Vec<Option<String>> = accepted.iter().map(fingerprint).collect();
             let (service, signers) = (self.clone(), Arc::clone(signers));
             tokio::task::spawn_blocking(move || {
                 let sign = |fingerprint: String| {
