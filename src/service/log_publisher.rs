@@ -270,17 +270,16 @@ impl Service {
             let stored = there.as_deref().map(|bytes| open_in_storage(bytes, key)).transpose()?;
             let standing = note.as_deref().map(|note| opened(note, key)).transpose()?;
             let size = standing.as_ref().map_or(0, |standing| standing.size);
-            // Signed by another replica since the row was read, or by a database that was lost since.
-            if let Some(stored) = &stored
+            // Signed by another replica since the row was read, or before the row was restored from a backup.
+            if let (Some(stored), Some(bytes)) = (&stored, &there)
                 && stored.size > size
             {
-                let newer = self.log_checkpoint().await?;
-                let leaves = newer.as_ref().map_or(0, |row| u64::try_from(row.size).unwrap_or(0));
-                if leaves < stored.size {
-                    let fork = Fork::Older { place: "storage", published: stored.size, leaves };
-                    return Err(fork.into());
-                }
-                note = newer.map(|row| row.note);
+                note = match self.log_checkpoint().await? {
+                    Some(row) if u64::try_from(row.size).is_ok_and(|size| size >= stored.size) => {
+                        Some(row.note)
+                    }
+                    older => Some(self.take_stored(stored, bytes, older, key).await?),
+                };
                 continue;
             }
             let (Some(standing), Some(text)) = (standing, &note) else { return Ok(()) };
@@ -301,6 +300,33 @@ impl Service {
                 _ => return Ok(()),
             }
         }
+    }
+
+    /// Takes the checkpoint in storage for the newest one, and gives its note: the row is older where the backup was made
+    /// between a leaf and its publication. Refuses one that is not of the leaves here.
+    async fn take_stored(
+        &self,
+        stored: &Checkpoint,
+        bytes: &Bytes,
+        row: Option<CheckpointRow>,
+        key: &VerifierKey,
+    ) -> Publish<String> {
+        let state = log::read(&mut *self.inner.db.read().await?).await?;
+        let leaves = u64::try_from(state.size).map_err(internal)?;
+        if leaves < stored.size {
+            return Err(Fork::Older { place: "storage", published: stored.size, leaves }.into());
+        }
+        if !self.has_tree_of(stored, &state, row.as_ref(), key).await? {
+            return Err(Fork::Root { size: stored.size }.into());
+        }
+        let note = String::from_utf8(bytes.to_vec()).map_err(internal)?;
+        let size = i64::try_from(stored.size).map_err(internal)?;
+        let new = CheckpointRow { size, note: note.clone(), signed_at: self.inner.clock.now() };
+        let mut tx = self.inner.db.begin(Gate::Around).await?;
+        // Where another replica is quicker, the caller looks at its row next.
+        log::replace_checkpoint(&mut tx, row.map_or(0, |row| row.size), &new).await?;
+        self.commit_log(tx).await?;
+        Ok(note)
     }
 
     /// The right edge of the tree under `standing`: the one of the last round moved on, or read from the tiles that

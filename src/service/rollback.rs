@@ -69,7 +69,7 @@ impl Service {
 
     /// Whether the first leaves of the database make the root of this checkpoint. Where the frontier or the row's own
     /// checkpoint is of its size, that says it: neither is ever written but with its leaves.
-    async fn has_tree_of(
+    pub(super) async fn has_tree_of(
         &self,
         stored: &Checkpoint,
         state: &LogState,

@@ -78,6 +78,14 @@ async fn read_all(service: &Service, checkpoint: &Checkpoint) -> Vec<String> {
     entries.map(|entry| String::from_utf8(entry).unwrap()).collect()
 }
 
+/// Has the database know an older checkpoint than the one that was published last.
+async fn put_row_back(test: &TestDb, newest: &Checkpoint, row: &CheckpointRow) {
+    let mut tx = test.db.begin(Gate::Around).await.unwrap();
+    let size = i64::try_from(newest.size).unwrap();
+    assert!(log::replace_checkpoint(&mut tx, size, row).await.unwrap());
+    tx.commit().await.unwrap();
+}
+
 async fn leaves(service: &Service) -> Vec<String> {
     let rows = log::leaves(&mut service.inner.db.read().await.unwrap(), 0, 100_000).await.unwrap();
     rows.into_iter().map(|(_, leaf)| leaf).collect()
@@ -233,14 +241,52 @@ on_each_database! {
         append(&server.service, 5).await;
         let second = publish(&server.service, &mut Published::default()).await;
 
+        put_row_back(test, &second, &row.unwrap()).await;
         let mut tx = test.db.begin(Gate::Around).await.unwrap();
-        let size = i64::try_from(second.size).unwrap();
-        assert!(log::replace_checkpoint(&mut tx, size, &row.unwrap()).await.unwrap());
         log::advance(&mut tx, &state).await.unwrap();
         tx.commit().await.unwrap();
 
         let older = Fork::Older { place: "storage", published: second.size, leaves: first.size };
         assert_eq!(fork(&server.service, &mut Published::default()).await, older);
+    }
+
+    /// As after a restoration from a backup that was made between the leaves and their publication.
+    async fn a_row_older_than_its_own_leaves_takes_the_checkpoint_in_storage(test: &TestDb) {
+        let server = TestService::start(test).await;
+        publish(&server.service, &mut Published::default()).await;
+        let row = server.service.log_checkpoint().await.unwrap().unwrap();
+        append(&server.service, 300).await;
+        let newest = publish(&server.service, &mut Published::default()).await;
+        let note = server.service.log_checkpoint().await.unwrap().unwrap().note;
+        put_row_back(test, &newest, &row).await;
+        append(&server.service, 2).await;
+        let sealed = testing::open(test, &Clock::fixed(NOON), testing::vault(test)).await.0;
+        sealed.inner.keyring.lock();
+
+        assert_eq!(publish(&sealed, &mut Published::default()).await, newest);
+
+        assert_eq!(sealed.log_checkpoint().await.unwrap().unwrap().note, note);
+        let next = publish(&server.service, &mut Published::default()).await;
+        assert_eq!(next.size, newest.size + 2);
+        assert_eq!(read_all(&server.service, &next).await, leaves(&server.service).await);
+    }
+
+    async fn a_newer_checkpoint_in_storage_of_other_leaves_is_a_fork(test: &TestDb) {
+        let server = TestService::start(test).await;
+        publish(&server.service, &mut Published::default()).await;
+        let row = server.service.log_checkpoint().await.unwrap().unwrap();
+        append(&server.service, 5).await;
+        let newest = publish(&server.service, &mut Published::default()).await;
+        put_row_back(test, &newest, &row).await;
+        append(&server.service, 1).await;
+        let mut tx = test.db.begin(Gate::Around).await.unwrap();
+        log::alter_leaf(&mut tx, row.size, "another\n").await.unwrap();
+        tx.commit().await.unwrap();
+
+        let found = fork(&server.service, &mut Published::default()).await;
+
+        assert_eq!(found, Fork::Root { size: newest.size });
+        assert_eq!(server.service.log_checkpoint().await.unwrap().unwrap(), row);
     }
 
     async fn a_checkpoint_of_more_leaves_than_there_are_is_a_fork(test: &TestDb) {
