@@ -3,138 +3,32 @@
 //! An object is rendered from the rows at the moment of writing, or as they were when the lease was taken, under a lease.
 //! A narinfo waits for those of its references that still wait. Nothing here decides what is true: the rows did.
 
+mod background;
+mod finishing;
 mod narinfos;
 mod order;
+mod wish;
 mod worker;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Notify, mpsc};
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
+pub(super) use self::background::{RELEASE_WAIT, Releases};
+pub(super) use self::finishing::Finishing;
 use self::narinfos::Rendered;
 use self::order::Order;
+pub(super) use self::wish::{FreshNarInfo, Release, Wanted};
 use super::{Error, Result, Service};
 use crate::access::CacheId;
 use crate::db::auxiliary::{self, AuxiliaryKind};
-use crate::db::caches::{self, CacheRow};
+use crate::db::caches;
 use crate::db::measured::{self, FileState};
-use crate::db::outbox::{self, LeaseTerms, Leased, OutboxKind, Wish};
-use crate::db::{DbError, Gate, Tx, realisations};
+use crate::db::outbox::{self, LeaseTerms, Leased, OutboxKind};
+use crate::db::{Gate, realisations};
 use crate::nix::cache_info::CacheInfo;
-use crate::nix::store_path::StorePathHash;
-use crate::storage::{BegunPut, CacheObject, ObjectKey, Storage};
-use crate::time::Timestamp;
-
-/// Objects that a transaction asks to be released, and their names for afterwards.
-pub(super) struct Release<'a> {
-    pub cache: &'a CacheRow,
-    now: Timestamp,
-    /// `None`: the worker releases them, nobody waits.
-    terms: Option<&'a LeaseTerms>,
-    /// What to release once the transaction is committed.
-    pub objects: Vec<Wanted>,
-}
-
-/// An object to release once the transaction that asked for it is committed.
-#[derive(Debug)]
-pub(super) struct Wanted {
-    object: String,
-    /// The lease that was taken with the wish, unless somebody else has it.
-    leased: Option<Leased>,
-    /// What the rows say when they are committed, where that is known.
-    fresh: Option<FreshNarInfo>,
-}
-
-/// A narinfo as the transaction left it that asked for its release. Under the lease that was taken with the wish it may
-/// be written without a look at the rows: whoever changes them afterwards asks for the object again, and that is done
-/// once the lease ends.
-#[derive(Debug)]
-pub(super) struct FreshNarInfo {
-    /// What it refers to, but for itself.
-    pub references: Vec<StorePathHash>,
-    pub text: Bytes,
-    /// As far as it is written already, which nobody can see yet.
-    pub begun: Option<BegunPut>,
-}
-
-impl Wanted {
-    /// The same, with the text known.
-    pub fn with(self, fresh: Option<FreshNarInfo>) -> Self {
-        Self { fresh, ..self }
-    }
-
-    /// Begins to write it, where it is known and may be written: beside the transaction that asked for it.
-    pub fn begin(&mut self, storage: &Storage) {
-        if let (Some(_), Some(fresh), Ok(key)) = (&self.leased, &mut self.fresh, self.object.parse()) {
-            fresh.begun = Some(storage.begin_put(&key, fresh.text.clone()));
-        }
-    }
-}
-
-impl<'a> Release<'a> {
-    pub fn new(service: &'a Service, cache: &'a CacheRow, now: Timestamp) -> Self {
-        Self { cache, now, terms: Some(&service.inner.lease_terms), objects: Vec::new() }
-    }
-
-    /// For many objects, which the worker releases by and by.
-    pub fn by_worker(cache: &'a CacheRow, now: Timestamp) -> Self {
-        Self { cache, now, terms: None, objects: Vec::new() }
-    }
-
-    /// Asks for an object of the cache to be written or deleted, as the rows will say.
-    pub async fn object(&mut self, tx: &mut Tx, object: CacheObject) -> Result<()> {
-        let wanted = self.wish(tx, [object]).await?;
-        self.objects.extend(wanted);
-        Ok(())
-    }
-
-    /// The same for many, each once: what is wanted of each, in their order, which is not among `objects`.
-    pub async fn wish(
-        &self,
-        tx: &mut Tx,
-        objects: impl IntoIterator<Item = CacheObject>,
-    ) -> Result<Vec<Wanted>> {
-        let wishes: Vec<Wish> =
-            objects.into_iter().map(|object| self.wish_for(object)).collect::<Result<_>>()?;
-        if wishes.is_empty() {
-            return Ok(Vec::new());
-        }
-        let leased = outbox::enqueue(tx, &wishes, self.cache.id, self.terms, self.now).await?;
-        if self.terms.is_none() {
-            return Ok(Vec::new());
-        }
-        let wanted = wishes.into_iter().zip(leased);
-        Ok(wanted.map(|(wish, leased)| Wanted { object: wish.object, leased, fresh: None }).collect())
-    }
-
-    fn wish_for(&self, object: CacheObject) -> Result<Wish> {
-        let (kind, subject) = match &object {
-            CacheObject::Info => (OutboxKind::CacheInfo, String::new()),
-            CacheObject::Narinfo(hash) => (OutboxKind::NarInfo, hash.to_string()),
-            CacheObject::Nar(_) => (OutboxKind::Nar, String::new()),
-            CacheObject::Listing(_) | CacheObject::BuildLog(_) | CacheObject::DebugInfo(_) => {
-                (OutboxKind::Auxiliary, String::new())
-            }
-            CacheObject::Realisation(_) => (OutboxKind::Realisation, String::new()),
-            CacheObject::KeySuccession => (OutboxKind::KeySuccession, String::new()),
-        };
-        Ok(Wish { object: super::key_of(self.cache, object)?.to_string(), kind, subject })
-    }
-
-    /// The same for an auxiliary object, by its row's name.
-    pub async fn auxiliary(&mut self, tx: &mut Tx, kind: AuxiliaryKind, name: &str) -> Result<()> {
-        match super::auxiliary::object_named(kind, name) {
-            Some(object) => self.object(tx, object).await,
-            None => Err(DbError::Corrupt { table: "auxiliary", column: "name", row: name.to_owned() }.into()),
-        }
-    }
-}
+use crate::storage::{CacheObject, ObjectKey};
 
 /// How a piece of work under a lease ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,68 +39,7 @@ enum Done {
     Later,
 }
 
-/// Objects that were written, and whose outbox rows are about to be cleared in one batch with others.
-#[derive(Default)]
-pub(super) struct Finishing {
-    leased: Mutex<HashMap<String, Leased>>,
-    wake: Notify,
-}
-
-impl Finishing {
-    fn add(&self, leased: Leased) {
-        let mut all = self.leased.lock().unwrap_or_else(PoisonError::into_inner);
-        all.insert(leased.object.clone(), leased);
-        self.wake.notify_one();
-    }
-
-    fn holds(&self, object: &str) -> bool {
-        self.leased.lock().unwrap_or_else(PoisonError::into_inner).contains_key(object)
-    }
-
-    fn all(&self) -> Vec<Leased> {
-        self.leased.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
-    }
-
-    fn remove(&self, done: &[Leased]) {
-        let mut all = self.leased.lock().unwrap_or_else(PoisonError::into_inner);
-        for leased in done {
-            if all.get(&leased.object).is_some_and(|held| held == leased) {
-                all.remove(&leased.object);
-            }
-        }
-    }
-}
-
 impl Service {
-    /// Releases `objects` now, for at most `wait`; what is left then is the worker's. True: nothing is left.
-    ///
-    /// Runs in a task of its own: a client that goes away must not leave a lease behind.
-    pub(super) async fn release_within(&self, objects: Vec<Wanted>, wait: Duration) -> bool {
-        if objects.is_empty() {
-            return true;
-        }
-        let releasing = self.begin_releasing(wait);
-        releasing.0.add(objects);
-        releasing.end().await
-    }
-
-    /// Releases what is handed in, in that order; `wait` is for each that is handed in, and for the end.
-    pub(super) fn begin_releasing(&self, wait: Duration) -> Releasing {
-        let (queue, waiting) = mpsc::unbounded_channel();
-        let task = Arc::new(Mutex::new(ReleaseTask::Needed(self.clone(), waiting)));
-        Releasing(Releases { queue, wait, task })
-    }
-
-    async fn release_all(self, mut waiting: Waiting) -> bool {
-        let mut all_done = true;
-        while let Some((objects, deadline)) = waiting.recv().await {
-            for object in self.release_together(objects).await {
-                all_done &= self.release_until(object, deadline).await;
-            }
-        }
-        all_done
-    }
-
     /// Releases objects that do not wait for one another, all at once. Answers with what is left.
     async fn release_together(&self, objects: Vec<Wanted>) -> Vec<Wanted> {
         let (narinfos, mut left): (Vec<_>, Vec<_>) = objects.into_iter().partition(|wanted| {
@@ -249,11 +82,6 @@ impl Service {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(WAITING_MAX);
         }
-    }
-
-    /// The same for the time that a push may wait.
-    pub(super) async fn release_soon(&self, objects: Vec<Wanted>) {
-        self.release_within(objects, RELEASE_WAIT).await;
     }
 
     /// Tries one object, under the lease that was taken for it already, if one was.
@@ -347,42 +175,6 @@ impl Service {
         let leased = outbox::lease(&mut tx, objects, &self.inner.lease_terms, now).await?;
         tx.commit().await?;
         Ok(leased)
-    }
-
-    /// Clears the rows of what was written, in one transaction, once it is certain to last.
-    pub(super) async fn finish(&self) -> Result<()> {
-        let done = self.inner.finishing.all();
-        if done.is_empty() {
-            return Ok(());
-        }
-        self.inner.storage.settle().await?;
-        let mut tx = self.inner.db.begin_lazy(Gate::Around).await?;
-        outbox::finish(&mut tx, &done, &self.inner.lease_terms, self.inner.clock.now()).await?;
-        tx.commit().await?;
-        self.inner.finishing.remove(&done);
-        Ok(())
-    }
-
-    /// Clears rows whenever something was written, until `stop`, and once more then.
-    pub(super) async fn finisher(self, stop: CancellationToken) {
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => break,
-                () = self.inner.finishing.wake.notified() => {}
-            }
-            tokio::select! {
-                () = stop.cancelled() => break,
-                () = tokio::time::sleep(FINISH_PAUSE) => {}
-            }
-            if let Err(error) = self.finish().await {
-                // Their leases run out by themselves, and the objects are done once more.
-                tracing::warn!(error = &error as &dyn std::error::Error, "cannot clear released objects");
-                tokio::time::sleep(WORKER_PAUSE).await;
-            }
-        }
-        if let Err(error) = self.finish().await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "cannot clear released objects");
-        }
     }
 
     /// Writes or deletes one object, as the rows say now.
@@ -487,64 +279,6 @@ impl Service {
     }
 }
 
-/// Objects that are being released in the background.
-pub(super) struct Releasing(Releases);
-
-/// Where to hand in objects that are to be released in the background.
-#[derive(Clone)]
-pub(super) struct Releases {
-    queue: mpsc::UnboundedSender<(Vec<Wanted>, Instant)>,
-    wait: Duration,
-    task: Arc<Mutex<ReleaseTask>>,
-}
-
-type Waiting = mpsc::UnboundedReceiver<(Vec<Wanted>, Instant)>;
-
-/// Begun with the first object: another thread would have to be woken for a task that only waits.
-enum ReleaseTask {
-    Needed(Service, Waiting),
-    Begun(JoinHandle<bool>),
-    Awaited,
-}
-
-impl Releases {
-    /// Hands in objects that do not wait for one another. They are released also if nobody waits for the end.
-    pub fn add(&self, objects: Vec<Wanted>) {
-        // Fails only if the task is gone with its runtime: then their leases run out by themselves.
-        let _ = self.queue.send((objects, Instant::now() + self.wait));
-        let mut task = self.task();
-        *task = match std::mem::replace(&mut *task, ReleaseTask::Awaited) {
-            ReleaseTask::Needed(service, waiting) => {
-                ReleaseTask::Begun(service.inner.tasks.spawn(service.clone().release_all(waiting)))
-            }
-            other => other,
-        };
-    }
-
-    fn task(&self) -> MutexGuard<'_, ReleaseTask> {
-        self.task.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Releasing {
-    /// Where to hand objects in.
-    pub fn releases(&self) -> Releases {
-        self.0.clone()
-    }
-
-    /// Waits for the end of all, once nobody can hand in more. True: nothing is left.
-    pub async fn end(self) -> bool {
-        let task = std::mem::replace(&mut *self.0.task(), ReleaseTask::Awaited);
-        let Releases { queue, wait, .. } = self.0;
-        drop(queue);
-        match task {
-            ReleaseTask::Begun(task) => matches!(tokio::time::timeout(wait, task).await, Ok(Ok(true))),
-            // Nothing was handed in.
-            ReleaseTask::Needed(..) | ReleaseTask::Awaited => true,
-        }
-    }
-}
-
 /// What a lease is for.
 fn named(leased: &Leased) -> Result<(CacheId, ObjectKey)> {
     let key: ObjectKey = leased.object.parse().map_err(|_| unreadable(leased))?;
@@ -579,19 +313,12 @@ fn retry_pause_millis(attempts: i64) -> i64 {
     (250_i64 << doublings).min(60_000)
 }
 
-/// How long a push waits for its narinfo to reach storage before it answers anyway.
-pub(super) const RELEASE_WAIT: Duration = Duration::from_secs(5);
-
 /// The whole time that a DELETE may take.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// When an object is looked at again that could not be released.
 const WAITING: Duration = Duration::from_millis(20);
 const WAITING_MAX: Duration = Duration::from_millis(500);
-
-/// How long written objects gather until their rows are cleared together: each commit is a flush of the disk
-/// under the database's one write lock, and pushes wait for that lock.
-const FINISH_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long nothing is looked for where nothing was to do, or the database failed.
 const WORKER_PAUSE: Duration = Duration::from_millis(500);
