@@ -2,12 +2,13 @@
 //! [`Machine`] has a home, a disk cache, a configuration and a store of its own; the machine's own Nix is left alone.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 
 use narvault::nix::hash::Sha256Digest;
 use narvault::nix::nar::build::Node;
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, Command};
 
 use super::client::base_name;
@@ -417,9 +418,21 @@ impl Ran {
     }
 }
 
-async fn finish(mut command: Command) -> std::process::Output {
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    tokio::time::timeout(PATIENCE, command.output()).await.expect("Nix did not end").unwrap()
+/// What a command said until its end, which comes in time.
+async fn finish(mut command: Command) -> Output {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().unwrap();
+    let (mut said, mut told) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let ended = async {
+        tokio::try_join!(said.read_to_end(&mut stdout), told.read_to_end(&mut stderr)).unwrap();
+        child.wait().await.unwrap()
+    };
+    let Ok(status) = tokio::time::timeout(PATIENCE, ended).await else {
+        let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+        panic!("Nix did not end: {:?}\n{stdout}\n{stderr}", command.as_std());
+    };
+    Output { status, stdout, stderr }
 }
 
 /// What begins a command on this machine, or in one of its chroots.
