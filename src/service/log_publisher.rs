@@ -257,7 +257,8 @@ impl Service {
         Ok(())
     }
 
-    /// Brings the checkpoint in storage up to the one in the row, and refuses one that is newer or another.
+    /// Brings the checkpoint in storage up to the one in the row, or the row up to a newer one of the same leaves, and
+    /// refuses any other.
     async fn store_checkpoint(
         &self,
         published: &mut Published,
