@@ -172,6 +172,10 @@ impl Service {
         }
         if published.stored != Some(standing_size) {
             self.store_checkpoint(published, row.map(|row| row.note), &key).await?;
+            if published.stored.is_some_and(|stored| stored > standing_size) {
+                // A newer one was found: the next round goes on from there.
+                return Ok(());
+            }
         }
         let edge = self.edge_at(published.edge.take(), standing.as_ref()).await?;
         published.edge = Some(edge.clone());
@@ -325,8 +329,9 @@ impl Service {
         let new = CheckpointRow { size, note: note.clone(), signed_at: self.inner.clock.now() };
         let mut tx = self.inner.db.begin(Gate::Around).await?;
         // Where another replica is quicker, the caller looks at its row next.
-        log::replace_checkpoint(&mut tx, row.map_or(0, |row| row.size), &new).await?;
-        self.commit_log(tx).await?;
+        if log::replace_checkpoint(&mut tx, row.map_or(0, |row| row.size), &new).await? {
+            self.commit_log(tx).await?;
+        }
         Ok(note)
     }
 

@@ -86,6 +86,21 @@ async fn put_row_back(test: &TestDb, newest: &Checkpoint, row: &CheckpointRow) {
     tx.commit().await.unwrap();
 }
 
+/// Publishes a checkpoint, so many leaves more, and another checkpoint, of which the row then does not know. Gives the row
+/// and what is in storage.
+async fn published_past_the_row(
+    test: &TestDb,
+    service: &Service,
+    count: usize,
+) -> (CheckpointRow, Checkpoint) {
+    publish(service, &mut Published::default()).await;
+    let row = service.log_checkpoint().await.unwrap().unwrap();
+    append(service, count).await;
+    let newest = publish(service, &mut Published::default()).await;
+    put_row_back(test, &newest, &row).await;
+    (row, newest)
+}
+
 async fn leaves(service: &Service) -> Vec<String> {
     let rows = log::leaves(&mut service.inner.db.read().await.unwrap(), 0, 100_000).await.unwrap();
     rows.into_iter().map(|(_, leaf)| leaf).collect()
@@ -253,19 +268,15 @@ on_each_database! {
     /// As after a restoration from a backup that was made between the leaves and their publication.
     async fn a_row_older_than_its_own_leaves_takes_the_checkpoint_in_storage(test: &TestDb) {
         let server = TestService::start(test).await;
-        publish(&server.service, &mut Published::default()).await;
-        let row = server.service.log_checkpoint().await.unwrap().unwrap();
-        append(&server.service, 300).await;
-        let newest = publish(&server.service, &mut Published::default()).await;
-        let note = server.service.log_checkpoint().await.unwrap().unwrap().note;
-        put_row_back(test, &newest, &row).await;
+        let (_, newest) = published_past_the_row(test, &server.service, 300).await;
+        let note = stored(&server.service, "checkpoint").await.unwrap();
         append(&server.service, 2).await;
         let sealed = testing::open(test, &Clock::fixed(NOON), testing::vault(test)).await.0;
         sealed.inner.keyring.lock();
 
         assert_eq!(publish(&sealed, &mut Published::default()).await, newest);
 
-        assert_eq!(sealed.log_checkpoint().await.unwrap().unwrap().note, note);
+        assert_eq!(sealed.log_checkpoint().await.unwrap().unwrap().note.as_bytes(), note);
         let next = publish(&server.service, &mut Published::default()).await;
         assert_eq!(next.size, newest.size + 2);
         assert_eq!(read_all(&server.service, &next).await, leaves(&server.service).await);
@@ -273,11 +284,7 @@ on_each_database! {
 
     async fn a_newer_checkpoint_in_storage_of_other_leaves_is_a_fork(test: &TestDb) {
         let server = TestService::start(test).await;
-        publish(&server.service, &mut Published::default()).await;
-        let row = server.service.log_checkpoint().await.unwrap().unwrap();
-        append(&server.service, 5).await;
-        let newest = publish(&server.service, &mut Published::default()).await;
-        put_row_back(test, &newest, &row).await;
+        let (row, newest) = published_past_the_row(test, &server.service, 5).await;
         append(&server.service, 1).await;
         let mut tx = test.db.begin(Gate::Around).await.unwrap();
         log::alter_leaf(&mut tx, row.size, "another\n").await.unwrap();
