@@ -18,7 +18,11 @@ pub mod storage;
 pub mod witness;
 
 use std::path::Path;
+use std::process::{Output, Stdio};
 use std::time::Duration;
+
+use tokio::io::AsyncReadExt as _;
+use tokio::process::Command;
 
 /// Most time that anything waited for may take; a test that needs it has failed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -47,6 +51,22 @@ pub async fn until<T>(what: &str, mut found: impl AsyncFnMut() -> Option<T>) -> 
         }
     };
     tokio::time::timeout(PATIENCE, asking).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
+}
+
+/// What a command said until its end. One that does not end in time is killed, and what it said until then is told.
+pub async fn output_of(mut command: Command) -> Output {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().unwrap();
+    let (mut said, mut told) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let ended = async {
+        tokio::try_join!(child.wait(), said.read_to_end(&mut stdout), told.read_to_end(&mut stderr))
+    };
+    let Ok(ended) = tokio::time::timeout(PATIENCE, ended).await else {
+        let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+        panic!("it did not end: {:?}\n{stdout}\n{stderr}", command.as_std());
+    };
+    Output { status: ended.unwrap().0, stdout, stderr }
 }
 
 /// Waits until a storage folder holds no temporary file. The publisher of the log has one open now and then, at any time;

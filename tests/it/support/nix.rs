@@ -2,19 +2,18 @@
 //! [`Machine`] has a home, a disk cache, a configuration and a store of its own; the machine's own Nix is left alone.
 
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 
 use narvault::nix::hash::Sha256Digest;
 use narvault::nix::nar::build::Node;
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, Command};
 
 use super::client::base_name;
 use super::desk::{path_with, put_on_path};
 use super::server::{Ended, TestServer, narvault};
-use super::{PATIENCE, is_required, until, variable};
+use super::{is_required, output_of, until, variable};
 
 /// The chroots that are looked for.
 const SUITES: &[&str] = &["trixie", "sid"];
@@ -289,7 +288,7 @@ impl Machine {
     pub async fn nar(&self, path: &str) -> Vec<u8> {
         let mut command = self.command("nix-store");
         command.args(["--dump", &self.real(path).display().to_string()]);
-        let output = finish(command).await;
+        let output = output_of(command).await;
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         output.stdout
     }
@@ -395,7 +394,7 @@ pub struct Ran {
 
 impl Ran {
     pub(super) async fn of(command: Command) -> Self {
-        let output = finish(command).await;
+        let output = output_of(command).await;
         Self {
             succeeded: output.status.success(),
             stdout: String::from_utf8(output.stdout).unwrap(),
@@ -416,23 +415,6 @@ impl Ran {
         assert!(self.stderr.contains(text), "{text:?} is not in:\n{}", self.stderr);
         self
     }
-}
-
-/// What a command said until its end, which comes in time.
-async fn finish(mut command: Command) -> Output {
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let mut child = command.spawn().unwrap();
-    let (mut said, mut told) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    let ended = async {
-        tokio::try_join!(said.read_to_end(&mut stdout), told.read_to_end(&mut stderr)).unwrap();
-        child.wait().await.unwrap()
-    };
-    let Ok(status) = tokio::time::timeout(PATIENCE, ended).await else {
-        let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
-        panic!("Nix did not end: {:?}\n{stdout}\n{stderr}", command.as_std());
-    };
-    Output { status, stdout, stderr }
 }
 
 /// What begins a command on this machine, or in one of its chroots.

@@ -23,7 +23,7 @@ use uuid::Uuid;
 use super::client::{Http, Token};
 use super::database::{DatabaseKind, TestDatabase};
 use super::s3::{self, S3Server};
-use super::{PATIENCE, until, variable};
+use super::{PATIENCE, output_of, until, variable};
 
 /// Runs each test on servers with each combination of database and storage that is worth the time.
 macro_rules! on_each_backend {
@@ -329,8 +329,8 @@ pub struct Ended {
 
 impl Ended {
     /// Waits for the end of a command that ends by itself.
-    pub async fn of(mut command: Command) -> Self {
-        let output = tokio::time::timeout(PATIENCE, command.output()).await.expect("did not end").unwrap();
+    pub async fn of(command: Command) -> Self {
+        let output = output_of(command).await;
         Self {
             code: output.status.code(),
             stdout: String::from_utf8(output.stdout).unwrap(),
